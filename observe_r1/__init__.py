@@ -1,0 +1,3 @@
+"""observe_r1: a PyTorch-Lightning trainer for multimodal GRPO with the Observe-R1 recipe (arXiv 2505.12432)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,168 @@
+"""The data of one rollout, from the question to the tensors the loss reads.
+
+Shapes use P prompt tokens, C completion tokens, N completions, T completion tokens of a micro-batch in total.
+All tensors live on the CPU until `MicroBatch.to` moves a micro-batch to the device of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from observe_r1.answers import Gold
+
+Message = Mapping[str, Any]
+"""A chat message: `role`, and `content` as text or a list of `{"type": "text", ...}` and `{"type": "image", "index": i}`."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question of the ladder, its images and what is known about it."""
+
+    id: str
+    source: str
+    messages: Sequence[Message]
+    images: Sequence[Image.Image]  # RGB; the image items of `messages` point at them by index
+    gold: Gold
+    position: int = 0  # place in the ladder, the number every order and every resume is expressed in
+    difficulty: float | None = None  # 1 - pass rate of the rollouts that measured it
+    complexity: float | None = None  # mean completion length of those rollouts, in tokens
+    n_correct: int | None = None
+    n_rollouts: int | None = None
+    stage: float | None = None  # curriculum stage the sample was mixed into
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be used, in place of its prompt: counted by `reason`, never trained on."""
+
+    position: int
+    reason: str  # a short name that can be counted, such as "image_corrupt"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class VisionInputs:
+    """What the vision tower reads for one prompt, as the image processor made it."""
+
+    pixel_values: Tensor  # [patches, channels * temporal * patch * patch]
+    image_grid_thw: Tensor  # [images, 3] patches in time, height, width
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model reads it: placeholders expanded, images processed once whatever the group size."""
+
+    prompt: Prompt
+    token_ids: Tensor  # [P] long
+    mm_token_type_ids: Tensor  # [P] long, 0 text, 1 image, 2 video
+    vision: VisionInputs | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer sampled by the policy."""
+
+    token_ids: Tensor  # [C] long, end-of-turn token included when the model gave one
+    sampler_logprobs: Tensor  # [C] float32, under the distribution at the sampling temperature, vision tokens forbidden
+    text: str
+    truncated: bool = False  # stopped by the length limit instead of an end token
+
+    def __len__(self) -> int:
+        return self.token_ids.numel()
+
+
+@dataclass
+class GroupScores:
+    """How the completions of one prompt were judged. Filled in by the reward and advantage step."""
+
+    parts: dict[str, Tensor]  # [G] each reward before its weight
+    reward: Tensor  # [G] weighted sum of the parts, plus the concise bonus
+    correct: Tensor  # [G] bool; its own tensor, never recovered from the reward
+    trained: Tensor  # [G] bool; False leaves a completion out of the loss (gold not judgeable, overlong and masked)
+    advantage: Tensor  # [G] after the dynamic weight
+    weight: float  # dynamic weight of the group, 4 * sigma * p * (1 - p)
+
+    @property
+    def pass_rate(self) -> float:
+        return float(self.correct.float().mean())
+
+
+@dataclass
+class PromptGroup:
+    """A prompt with its completions, the unit in which advantages are computed."""
+
+    prompt: EncodedPrompt
+    completions: Sequence[Completion]
+    scores: GroupScores | None = None
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What one optimizer step holds over all micro-batches and ranks: the denominators of every objective."""
+
+    sequences: float
+    tokens: float
+
+
+@dataclass
+class GroupSlice:
+    """Some or all completions of one group, as one micro-batch trains them."""
+
+    prompt: EncodedPrompt
+    completions: list[Tensor]  # token ids [C] each
+
+
+@dataclass
+class MicroBatch:
+    """What `training_step` receives. The T tokens are the completions of `slices` in order, without padding."""
+
+    slices: list[GroupSlice]
+    lengths: Tensor  # [N] long, T = lengths.sum()
+    advantages: Tensor  # [N]
+    trained: Tensor  # [N] float, 0 leaves a completion out
+    sampler_logprobs: Tensor  # [T]
+    totals: StepTotals
+    last_of_step: bool  # the optimizer steps after this micro-batch
+    old_logprobs: Tensor | None = None  # [T] None: this is the only step of the rollout, the ratio is exactly 1
+    reference_logprobs: Tensor | None = None  # [T] None: no KL term
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, **_: Any) -> MicroBatch:
+        """The same micro-batch with its tensors on `device`; dtypes stay (log-probs must not become bf16)."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        slices = [
+            GroupSlice(
+                dataclasses.replace(
+                    part.prompt,
+                    token_ids=part.prompt.token_ids.to(device),
+                    mm_token_type_ids=part.prompt.mm_token_type_ids.to(device),
+                    vision=None
+                    if part.prompt.vision is None
+                    else VisionInputs(
+                        part.prompt.vision.pixel_values.to(device), part.prompt.vision.image_grid_thw.to(device)
+                    ),
+                ),
+                [ids.to(device) for ids in part.completions],
+            )
+            for part in self.slices
+        ]
+        return dataclasses.replace(
+            self,
+            slices=slices,
+            lengths=self.lengths.to(device),
+            advantages=self.advantages.to(device),
+            trained=self.trained.to(device),
+            sampler_logprobs=self.sampler_logprobs.to(device),
+            old_logprobs=move(self.old_logprobs),
+            reference_logprobs=move(self.reference_logprobs),
+        )
