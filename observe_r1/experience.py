@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -101,14 +101,43 @@ class PromptGroup:
     prompt: EncodedPrompt
     completions: Sequence[Completion]
     scores: GroupScores | None = None
+    old_logprobs: list[Tensor] | None = None  # [C] each; None: one optimizer step per rollout, the ratio is exactly 1
+    reference_logprobs: list[Tensor] | None = None  # [C] each; None: no KL term
 
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What one optimizer step holds over all micro-batches and ranks: the denominators of every objective."""
+    """What one optimizer step holds over all its micro-batches and all ranks: the denominators of every objective."""
 
-    sequences: float
-    tokens: float
+    sequences: float  # completions that are trained on
+    tokens: float  # their tokens
+    forwarded_tokens: float  # tokens that pass through the model, the denominator of logged means
+
+
+Assignment = list[tuple[int, list[int]]]
+"""The content of one micro-batch: (group, completions of that group) by number."""
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """The micro-batches of one optimizer step and what they add up to."""
+
+    micro_batches: list[Assignment]
+    totals: StepTotals
+    filler: frozenset[tuple[int, int]] = frozenset()  # (group, completion) that only keep a micro-batch from being empty
+
+
+@dataclass
+class Experience:
+    """One rollout, ready to be trained on: scored groups and how the optimizer steps deal them out."""
+
+    groups: list[PromptGroup]
+    steps: list[OptimizerStep]
+    metrics: dict[str, float] = field(default_factory=dict)  # by logging name
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+
+    def __len__(self) -> int:
+        return sum(len(step.micro_batches) for step in self.steps)
 
 
 @dataclass
@@ -125,44 +154,30 @@ class MicroBatch:
 
     slices: list[GroupSlice]
     lengths: Tensor  # [N] long, T = lengths.sum()
-    advantages: Tensor  # [N]
-    trained: Tensor  # [N] float, 0 leaves a completion out
-    sampler_logprobs: Tensor  # [T]
+    advantages: Tensor  # [N] float32
+    trained: Tensor  # [N] float32, 0 leaves a completion out of the loss
+    sampler_logprobs: Tensor  # [T] float32
     totals: StepTotals
     last_of_step: bool  # the optimizer steps after this micro-batch
-    old_logprobs: Tensor | None = None  # [T] None: this is the only step of the rollout, the ratio is exactly 1
-    reference_logprobs: Tensor | None = None  # [T] None: no KL term
-    extra: dict[str, float] = field(default_factory=dict)
+    old_logprobs: Tensor | None = None  # [T] float32
+    reference_logprobs: Tensor | None = None  # [T] float32
 
     def to(self, device: torch.device | str, **_: Any) -> MicroBatch:
-        """The same micro-batch with its tensors on `device`; dtypes stay (log-probs must not become bf16)."""
+        """The same micro-batch with its tensors on `device`. Dtypes stay: log-probs must not become bf16."""
+        return _to_device(self, torch.device(device))
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
 
-        slices = [
-            GroupSlice(
-                dataclasses.replace(
-                    part.prompt,
-                    token_ids=part.prompt.token_ids.to(device),
-                    mm_token_type_ids=part.prompt.mm_token_type_ids.to(device),
-                    vision=None
-                    if part.prompt.vision is None
-                    else VisionInputs(
-                        part.prompt.vision.pixel_values.to(device), part.prompt.vision.image_grid_thw.to(device)
-                    ),
-                ),
-                [ids.to(device) for ids in part.completions],
-            )
-            for part in self.slices
-        ]
-        return dataclasses.replace(
-            self,
-            slices=slices,
-            lengths=self.lengths.to(device),
-            advantages=self.advantages.to(device),
-            trained=self.trained.to(device),
-            sampler_logprobs=self.sampler_logprobs.to(device),
-            old_logprobs=move(self.old_logprobs),
-            reference_logprobs=move(self.reference_logprobs),
-        )
+Value = TypeVar("Value")
+
+
+def _to_device(value: Value, device: torch.device) -> Value:
+    """`value` with every tensor in it on `device`; dataclasses and lists are rebuilt, everything else is shared."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif isinstance(value, list):
+        moved = [_to_device(item, device) for item in value]
+    elif isinstance(value, MicroBatch | GroupSlice | EncodedPrompt | VisionInputs):
+        changes = {f.name: _to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        moved = dataclasses.replace(value, **changes)
+    return cast(Value, moved)

@@ -1,0 +1,73 @@
+"""Draws completions beside the picture they are about."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from observe_r1.experience import Prompt, PromptGroup
+
+ROW_INCHES = 2.3
+MAX_CHARACTERS = 420  # of a completion in the picture; the file beside it has all of it
+GREEN, RED, GREY = "#1a7f37", "#b42318", "#555555"
+
+
+def draw_completions(groups: Sequence[PromptGroup], title: str) -> npt.NDArray[np.uint8]:
+    """Picture [height, width, 3] with a row per group: image, question and figures, best and worst completion."""
+    figure = Figure(figsize=(13, ROW_INCHES * len(groups) + 0.5), dpi=90, layout="none")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(f"Completions, {title}", x=0.01, y=0.995, ha="left", va="top", fontsize=12, weight="bold")
+    top = 1 - 0.5 / (ROW_INCHES * len(groups) + 0.5)
+    grid = figure.add_gridspec(
+        len(groups), 4, width_ratios=[1, 1.7, 2.3, 2.3], left=0.01, right=0.99, bottom=0.02, top=top, wspace=0.06
+    )
+    for row, group in enumerate(groups):
+        _draw_group(figure, grid, row, group)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> None:
+    assert group.scores is not None
+    axes = [figure.add_subplot(grid[row, column]) for column in range(4)]  # type: ignore[index]
+    for axis in axes:
+        axis.set_axis_off()
+    prompt, scores = group.prompt.prompt, group.scores
+    if prompt.images:
+        axes[0].imshow(prompt.images[0])
+    level = "unknown" if prompt.difficulty is None else f"{prompt.difficulty:.3f}"
+    about = (
+        f"{_wrap(question_of(prompt), 36)}\n\ngold: {prompt.gold.answer}\nlevel {level}\n"
+        f"pass rate {scores.pass_rate:.2f}   weight {scores.weight:.2f}"
+    )
+    axes[1].text(0, 0.98, about, va="top", fontsize=9, parse_math=False)
+    order = scores.reward.argsort(descending=True, stable=True).tolist()
+    for axis, name, number in ((axes[2], "best", order[0]), (axes[3], "worst", order[-1])):
+        completion = group.completions[number]
+        colour = GREEN if bool(scores.correct[number]) else RED
+        heading = f"{name}: reward {scores.reward[number]:.2f}   advantage {scores.advantage[number]:+.2f}"
+        length = f"{len(completion)} tokens" + (", truncated" if completion.truncated else "")
+        axis.text(0, 0.98, heading, va="top", fontsize=9, color=colour, weight="bold")
+        axis.text(0, 0.87, length, va="top", fontsize=8, color=GREY)
+        axis.text(0, 0.76, _wrap(completion.text, 52), va="top", fontsize=9, parse_math=False)
+
+
+def question_of(prompt: Prompt) -> str:
+    """Text of the last user message, without its images."""
+    for message in reversed(prompt.messages):
+        if message["role"] == "user":
+            content = message["content"]
+            if isinstance(content, str):
+                return content
+            return " ".join(str(item["text"]) for item in content if item["type"] == "text")
+    return ""
+
+
+def _wrap(text: str, width: int) -> str:
+    shortened = text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"
+    return "\n".join(textwrap.wrap(shortened, width))

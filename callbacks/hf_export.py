@@ -1,0 +1,47 @@
+"""Writes the trained policy as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import lightning as L
+
+from observe_r1.module import ObserveR1
+
+
+class HFExport(L.Callback):
+    """Saves model, processor and generation config at the end of the fit, to be loaded by `from_pretrained`.
+
+    Args:
+        directory: Where to; null for `hf` in the run directory.
+        every_n_steps: Also after every n-th optimizer step, into the same place; 0 only at the end.
+    """
+
+    def __init__(self, directory: str | None = None, every_n_steps: int = 0) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"HFExport.every_n_steps is {every_n_steps}: use 0 (only at the end) or a positive number.")
+        self.directory = directory
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        steps = trainer.global_step
+        is_new_step = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.every_n_steps and is_new_step and steps % self.every_n_steps == 0:
+            self.export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.export(trainer, pl_module)
+
+    def export(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Writes the files; they appear together, under their final name only when all are there."""
+        assert isinstance(module, ObserveR1)
+        if not trainer.is_global_zero:
+            return
+        target = Path(self.directory or Path(trainer.log_dir or ".") / "hf")
+        partial = target.with_name(target.name + ".partial")
+        module.policy.save_pretrained(partial)
+        module.encoder.processor.save_pretrained(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)

@@ -1,0 +1,116 @@
+"""Logs what the rewards did: histograms, and completions beside their pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from observe_r1.callbacks.completions_picture import draw_completions
+from observe_r1.experience import Experience, PromptGroup
+from observe_r1.module import ObserveR1
+
+
+class RewardLogger(L.Callback):
+    """After every rollout: histograms of rewards, advantages, weights and lengths; every so often a completions table.
+
+    The table is a picture (TensorBoard, and `completions/*.png` in the run directory) of some questions with their
+    image, the best and the worst completion; `completions/completions.jsonl` holds all completions of those rollouts.
+    What the answer verification counted (time-outs, golds that do not parse) is logged under `verification/`.
+
+    Args:
+        table_every_n_rollouts: A table is drawn for the first rollout and every n-th after it; 0 for none.
+        rows: Questions in a table.
+    """
+
+    def __init__(self, table_every_n_rollouts: int = 10, rows: int = 4) -> None:
+        if table_every_n_rollouts < 0 or rows < 1:
+            raise ValueError(
+                f"RewardLogger: table_every_n_rollouts is {table_every_n_rollouts} (valid: 0 and up) and rows {rows} "
+                "(valid: 1 and up)."
+            )
+        self.table_every_n_rollouts = table_every_n_rollouts
+        self.rows = rows
+        self.rollouts = 0
+        self.verdicts: Counter[str] = Counter()
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: ObserveR1, experience: Experience) -> None:
+        self._count_verdicts(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._log_histograms(trainer, experience)
+            if self.table_every_n_rollouts and self.rollouts % self.table_every_n_rollouts == 0:
+                self._log_table(trainer, experience.groups)
+        self.rollouts += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollouts": self.rollouts, "verdicts": dict(self.verdicts)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rollouts = state_dict["rollouts"]
+        self.verdicts = Counter(state_dict["verdicts"])
+
+    def _count_verdicts(self, trainer: L.Trainer, module: ObserveR1) -> None:
+        counts = module.rewards.take_counts()
+        self.verdicts.update(counts)
+        if counts:
+            metrics = {f"verification/{name}": float(count) for name, count in counts.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
+
+    def _log_histograms(self, trainer: L.Trainer, experience: Experience) -> None:
+        scores = [group.scores for group in experience.groups if group.scores is not None]
+        histograms = {
+            "histogram/reward": torch.cat([score.reward for score in scores]),
+            "histogram/advantage": torch.cat([score.advantage for score in scores]),
+            "histogram/dynamic_weight": torch.tensor([score.weight for score in scores]),
+            "histogram/pass_rate": torch.tensor([score.pass_rate for score in scores]),
+            "histogram/length": torch.tensor([len(c) for group in experience.groups for c in group.completions]),
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, values in histograms.items():
+                    logger.experiment.add_histogram(name, values.float(), global_step=trainer.global_step)
+
+    def _log_table(self, trainer: L.Trainer, groups: list[PromptGroup]) -> None:
+        picture = draw_completions(groups[: self.rows], f"step {trainer.global_step}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("completions", picture, trainer.global_step, dataformats="HWC")
+        if trainer.log_dir is None:
+            return
+        from PIL import Image
+
+        directory = Path(trainer.log_dir) / "completions"
+        directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(directory / f"step-{trainer.global_step:06d}.png")
+        with (directory / "completions.jsonl").open("a", encoding="utf-8") as file:
+            for group in groups:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(group, trainer.global_step))
+
+
+def _rows(group: PromptGroup, step: int) -> list[dict[str, Any]]:
+    assert group.scores is not None
+    scores, prompt = group.scores, group.prompt.prompt
+    return [
+        {
+            "step": step,
+            "id": prompt.id,
+            "position": prompt.position,
+            "difficulty": prompt.difficulty,
+            "gold": prompt.gold.answer,
+            "completion": completion.text,
+            "tokens": len(completion),
+            "truncated": completion.truncated,
+            "reward": round(float(scores.reward[number]), 6),
+            **{f"reward/{name}": round(float(part[number]), 6) for name, part in scores.parts.items()},
+            "correct": bool(scores.correct[number]),
+            "advantage": round(float(scores.advantage[number]), 6),
+            "weight": round(scores.weight, 6),
+        }
+        for number, completion in enumerate(group.completions)
+    ]

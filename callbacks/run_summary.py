@@ -1,0 +1,94 @@
+"""Writes `summary.json`: what a run was and what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from observe_r1.module import ObserveR1
+
+PACKAGES = ("observe-r1", "torch", "transformers", "lightning", "webdataset", "torchmetrics", "math-verify")
+
+
+class RunSummary(L.Callback):
+    """Keeps the held-out pass rate before, during and after the training and writes `summary.json` in the run directory.
+
+    `before` is the validation that runs ahead of the first step (`num_sanity_val_steps: -1`), `after` the last one; each
+    is null when no such validation ran over all questions.
+    """
+
+    def __init__(self) -> None:
+        self.validations: list[dict[str, Any]] = []
+        self.started = time.time()
+        self.seconds_before = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.started = time.time()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, ObserveR1)
+        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
+            return
+        figures = {name.removeprefix("val/"): round(float(v), 6) for name, v in pl_module.validation_figures.items()}
+        self.validations.append({"step": trainer.global_step, **figures})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = list(state_dict["validations"])
+        self.seconds_before = state_dict["seconds"]
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.write(trainer, pl_module, "finished")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.log_dir is not None and isinstance(pl_module, ObserveR1):
+            self.write(trainer, pl_module, f"{type(exception).__name__}: {exception}")
+
+    def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
+        """Writes the file, on the first rank."""
+        assert isinstance(module, ObserveR1)
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        before = next((v for v in self.validations if v["step"] == 0), None)
+        after = next((v for v in reversed(self.validations) if v["step"] == trainer.global_step > 0), None)
+        summary = {
+            "status": status,
+            "pass_rate": {
+                "before": None if before is None else before.get("pass_rate"),
+                "after": None if after is None else after.get("pass_rate"),
+            },
+            "validations": self.validations,
+            "seed": module.seed,
+            "optimizer_steps": trainer.global_step,
+            "seconds": {"total": round(self._seconds(), 2)}
+            | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
+            "skipped": dict(getattr(trainer.datamodule, "skipped", {})),  # type: ignore[attr-defined]
+            "versions": versions(),
+        }
+        path = Path(trainer.log_dir) / "summary.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.time() - self.started
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the device it ran on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    return found

@@ -1,0 +1,176 @@
+"""The data module: streams a NeuraLadder of WebDataset shards in curriculum order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+
+from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
+from observe_r1.datamodules.rollout_loader import RolloutLoader
+from observe_r1.experience import EncodedPrompt
+from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
+from observe_r1.ladder.reader import LadderDataset
+from observe_r1.module import ObserveR1
+
+
+class NeuraLadderDataModule(L.LightningDataModule):
+    """Prompts from the shards of a ladder, rollouts for training, batches of questions for validation.
+
+    Args:
+        ladder: Directory, glob or tar with the training samples.
+        held_out: Directory, glob or tar with the questions of the validation; null for none.
+        prompts_per_rollout: Prompts of one rollout, over all ranks (paper: 128).
+        order: `ladder` trains from easy to hard as the ladder is built; `random` shuffles anew in every epoch.
+        workers: Processes that read and encode ahead; 0 does it in the training process.
+        questions_per_batch: Held-out questions answered at the same time on one rank.
+        max_image_pixels: Images with more pixels than this are skipped before they are decoded.
+        seed: Of the random order. The command line sets it from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        ladder: str,
+        held_out: str | None = None,
+        prompts_per_rollout: int = 128,
+        order: Order = "ladder",
+        workers: int = 2,
+        questions_per_batch: int = 64,
+        max_image_pixels: int = DEFAULT_MAX_PIXELS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if prompts_per_rollout < 1:
+            raise ValueError(f"data.prompts_per_rollout is {prompts_per_rollout}, but it must be at least 1.")
+        self.ladder = ladder
+        self.held_out = held_out
+        self.prompts_per_rollout = prompts_per_rollout
+        self.order: Order = order
+        self.workers = workers
+        self.questions_per_batch = questions_per_batch
+        self.max_image_pixels = max_image_pixels
+        self.seed = seed
+        self._datasets: dict[str, LadderDataset] = {}
+        self._loader: RolloutLoader | None = None
+        self._saved: dict[str, Any] | None = None
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> RolloutLoader:
+        if self._loader is None:
+            world_size = self._trainer.world_size
+            if self.prompts_per_rollout % world_size:
+                raise ValueError(
+                    f"data.prompts_per_rollout is {self.prompts_per_rollout}, which {world_size} ranks cannot share "
+                    f"evenly: use a multiple of {world_size}."
+                )
+            samples = len(self._dataset(self.ladder))
+            if samples < world_size:
+                raise ValueError(
+                    f"data.ladder {self.ladder!r} has {samples} samples, fewer than there are ranks ({world_size})."
+                )
+            # the last samples of an uneven ladder would leave some ranks without a prompt
+            stream = self._stream(self.ladder, self.order, samples - samples % world_size)
+            stream.smallest_share = self._module.smallest_over_ranks
+            self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout)
+            if self._saved is not None:
+                self._loader.load_state_dict(self._saved)
+                self._saved = None
+        return self._loader
+
+    # ---- held-out questions -----------------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> QuestionLoader | list[Any]:
+        return [] if self.held_out is None else self._questions(self.held_out)
+
+    def test_dataloader(self) -> QuestionLoader:
+        return self._questions(self._needed_held_out("test"))
+
+    def predict_dataloader(self) -> QuestionLoader:
+        return self._questions(self._needed_held_out("predict"))
+
+    def _needed_held_out(self, command: str) -> str:
+        if self.held_out is None:
+            raise ValueError(f"`{command}` needs data.held_out: a directory, glob or tar with the questions.")
+        return self.held_out
+
+    def _questions(self, ladder: str) -> QuestionLoader:
+        return QuestionLoader(self._stream(ladder, "ladder", len(self._dataset(ladder))), self.questions_per_batch)
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        mine = None if self._loader is None else self._loader.state_dict()
+        if self._trainer.world_size == 1:
+            return {"ranks": [mine]}
+        states: list[Any] = [None] * self._trainer.world_size
+        torch.distributed.all_gather_object(states, mine)
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ranks = state_dict["ranks"]
+        if len(ranks) != self._trainer.world_size:
+            raise ValueError(
+                f"The checkpoint was saved by {len(ranks)} ranks and this run has {self._trainer.world_size}: resume on "
+                "the same number of ranks."
+            )
+        self._saved = ranks[self._trainer.global_rank]
+        if self._loader is not None and self._saved is not None:
+            self._loader.load_state_dict(self._saved)
+            self._saved = None
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Samples of this rank that could not be used, by reason."""
+        return Counter() if self._loader is None else self._loader.stream.skipped
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "the data module belongs to a trainer"
+        return self.trainer
+
+    @property
+    def _module(self) -> ObserveR1:
+        module = self._trainer.lightning_module
+        if not isinstance(module, ObserveR1):
+            raise ValueError(f"{type(self).__name__} works with ObserveR1, not with {type(module).__name__}.")
+        return module
+
+    def _dataset(self, ladder: str) -> LadderDataset:
+        if ladder not in self._datasets:
+            self._datasets[ladder] = LadderDataset(ladder, max_image_pixels=self.max_image_pixels)
+        return self._datasets[ladder]
+
+    def _stream(self, ladder: str, order: Order, size: int) -> PromptStream:
+        return PromptStream(
+            EncodedDataset(self._dataset(ladder), self._module.encoder),
+            size,
+            order,
+            self.seed,
+            self.workers,
+            self._trainer.global_rank,
+            self._trainer.world_size,
+        )
+
+
+class QuestionLoader:
+    """Batches of encoded questions in order, this rank's share of them; bad samples are counted and left out."""
+
+    def __init__(self, stream: PromptStream, batch_size: int) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.stream.size // (self.batch_size * self.stream.world_size))
+
+    def __iter__(self) -> Iterator[list[EncodedPrompt]]:
+        self.stream.next_epoch()
+        while not self.stream.exhausted:
+            batch = self.stream.draw(self.batch_size * self.stream.world_size)
+            if batch:
+                yield batch

@@ -1,0 +1,125 @@
+"""Encoded prompts in curriculum order, this rank's share of them, with a position that can be saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from observe_r1.encoding import PromptEncoder
+from observe_r1.experience import EncodedPrompt, Prompt, Skipped
+
+Order = Literal["ladder", "random"]
+
+
+class EncodedDataset(Dataset[EncodedPrompt | Skipped]):
+    """A dataset of prompts, encoded where it is read: in the loader's workers."""
+
+    def __init__(self, prompts: Dataset[Prompt | Skipped], encoder: PromptEncoder) -> None:
+        self.prompts = prompts
+        self.encoder = encoder
+
+    def __getitem__(self, position: int) -> EncodedPrompt | Skipped:
+        prompt = self.prompts[position]
+        return prompt if isinstance(prompt, Skipped) else self.encoder.encode(prompt)
+
+
+def curriculum_order(size: int, order: Order, seed: int, epoch: int) -> Sequence[int]:
+    """Ladder positions in the order of training: as they are, or shuffled anew in every epoch."""
+    if order == "ladder":
+        return range(size)
+    return [int(n) for n in np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(size)]
+
+
+class PromptStream:
+    """Deals the samples of an epoch to ranks: the n-th goes to rank n mod world, whatever workers there are.
+
+    Args:
+        dataset: Encodes the sample at a ladder position.
+        size: Samples of an epoch, from the start of the order.
+        order: Of training.
+        seed: Of the random order.
+        workers: Loader processes; 0 encodes in this one.
+        rank: Of this process.
+        world_size: Number of ranks.
+        smallest_share: Minimum over ranks of a number; decides together whether every rank has a prompt.
+    """
+
+    def __init__(
+        self,
+        dataset: EncodedDataset,
+        size: int,
+        order: Order = "ladder",
+        seed: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        smallest_share: Callable[[int], int] = lambda number: number,
+    ) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.order = order
+        self.seed = seed
+        self.workers = workers
+        self.rank = rank
+        self.world_size = world_size
+        self.smallest_share = smallest_share
+        self.epoch = 0
+        self.position = 0
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # the first detail of each reason
+        self._reader: Iterator[EncodedPrompt | Skipped] | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        return self.position >= self.size
+
+    def draw(self, count: int) -> list[EncodedPrompt]:
+        """This rank's share of the next `count` samples. Draws on where a rank would be left without any prompt."""
+        prompts: list[EncodedPrompt] = []
+        while not self.exhausted:
+            prompts += self._take(count)
+            if self.smallest_share(len(prompts)) > 0:
+                break
+            count = self.world_size
+        return prompts
+
+    def next_epoch(self) -> None:
+        """Starts the ladder again."""
+        self.epoch, self.position, self._reader = self.epoch + 1, 0, None
+
+    def encode(self, position: int) -> EncodedPrompt | Skipped:
+        """The sample at a ladder position, outside of the order."""
+        return self.dataset[position]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "skipped": dict(self.skipped)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self._reader = state["epoch"], state["position"], None
+        self.skipped = Counter(state["skipped"])
+
+    def _take(self, count: int) -> list[EncodedPrompt]:
+        end = min(self.position + count, self.size)
+        reader = self._reader or self._read_from(self.position)
+        self._reader = reader
+        taken: list[EncodedPrompt] = []
+        for number in range(self.position, end):
+            if number % self.world_size != self.rank:
+                continue
+            sample = next(reader)
+            if isinstance(sample, Skipped):
+                self.skipped[sample.reason] += 1
+                self.examples.setdefault(sample.reason, sample.detail)
+            else:
+                taken.append(sample)
+        self.position = end
+        return taken
+
+    def _read_from(self, start: int) -> Iterator[EncodedPrompt | Skipped]:
+        order = curriculum_order(self.size, self.order, self.seed, self.epoch)
+        mine = [order[number] for number in range(start, self.size) if number % self.world_size == self.rank]
+        return iter(DataLoader(self.dataset, batch_size=None, sampler=mine, num_workers=self.workers))

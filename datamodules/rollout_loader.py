@@ -1,0 +1,84 @@
+"""The train loader: asks the module for a rollout per block of prompts and hands out its micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from observe_r1.datamodules.prompt_stream import PromptStream
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Skipped
+from observe_r1.experience_state import from_state, to_state
+from observe_r1.micro_batches import assemble
+from observe_r1.module import ObserveR1
+
+
+class RolloutLoader:
+    """A sized iterable of micro-batches, so that Lightning's automatic optimization drives GRPO.
+
+    It has a length because Lightning would otherwise fetch one batch ahead, and with it the next rollout, from a policy
+    that the last micro-batch of this one has yet to change. With refills the ladder can end before that length does;
+    the epoch then ends with it.
+
+    The state is saved with the data module: where the stream stands and, in the middle of a rollout, the rollout.
+    """
+
+    def __init__(self, module: ObserveR1, stream: PromptStream, prompts_per_rollout: int) -> None:
+        self.module = module
+        self.stream = stream
+        self.prompts_per_rollout = prompts_per_rollout
+        self.experience: Experience | None = None
+        self.next_micro_batch = 0
+
+    def __len__(self) -> int:
+        rollouts = -(-self.stream.size // self.prompts_per_rollout)
+        updates = self.module.updates
+        per_rollout = updates.steps_per_rollout * updates.epochs_per_rollout
+        return rollouts * per_rollout * self.module.trainer.accumulate_grad_batches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        epoch = self.stream.epoch
+        while self.stream.epoch == epoch:
+            if self.experience is None:
+                self.experience = self.module.collect(self.stream, self.prompts_per_rollout)
+                if self.experience is None:
+                    self._refuse_unusable_ladder()
+                    self.stream.next_epoch()
+                    return
+            experience = self.experience
+            for number in range(self.next_micro_batch, len(experience)):
+                batch = assemble(experience, number)
+                # the state has to be right while the generator is suspended: Lightning saves checkpoints there, and
+                # never comes back after the last micro-batch of an epoch
+                self.next_micro_batch = number + 1
+                if self.next_micro_batch == len(experience):
+                    self.experience, self.next_micro_batch = None, 0
+                    if self.stream.exhausted:
+                        self.stream.next_epoch()
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "stream": self.stream.state_dict(),
+            "next_micro_batch": self.next_micro_batch,
+            "experience": None if self.experience is None else to_state(self.experience),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state["stream"])
+        self.next_micro_batch = state["next_micro_batch"]
+        self.experience = None if state["experience"] is None else from_state(state["experience"], self._prompt_at)
+
+    def _prompt_at(self, position: int) -> EncodedPrompt:
+        sample = self.stream.encode(position)
+        if isinstance(sample, Skipped):
+            raise ValueError(
+                f"The checkpoint was saved in the middle of a rollout, but its sample {position} can no longer be read "
+                f"({sample.reason}: {sample.detail}). Restore the ladder, or resume from an earlier checkpoint."
+            )
+        return sample
+
+    def _refuse_unusable_ladder(self) -> None:
+        skipped = self.stream.skipped
+        if sum(skipped.values()) >= self.stream.size / self.stream.world_size:
+            reasons = "; ".join(f"{count} × {name} ({self.stream.examples[name]})" for name, count in skipped.items())
+            raise ValueError(f"No sample of the ladder can be used: {reasons}.")

@@ -1,0 +1,74 @@
+"""A rollout as plain containers and tensors, for checkpoints that load without unpickling code.
+
+Images are not saved: they are read and processed again from the ladder, by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from observe_r1.experience import (
+    Completion,
+    EncodedPrompt,
+    Experience,
+    GroupScores,
+    OptimizerStep,
+    PromptGroup,
+    StepTotals,
+)
+
+
+def to_state(experience: Experience) -> dict[str, Any]:
+    """What `from_state` needs to make the same experience again."""
+    return {
+        "groups": [
+            {
+                "position": group.prompt.prompt.position,
+                "completions": [vars(completion) for completion in group.completions],
+                "scores": None if group.scores is None else vars(group.scores),
+                "old_logprobs": group.old_logprobs,
+                "reference_logprobs": group.reference_logprobs,
+            }
+            for group in experience.groups
+        ],
+        "steps": [
+            {
+                "micro_batches": step.micro_batches,
+                "totals": asdict(step.totals),
+                "filler": sorted(step.filler),
+            }
+            for step in experience.steps
+        ],
+        "metrics": dict(experience.metrics),
+        "seconds": dict(experience.seconds),
+    }
+
+
+def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt]) -> Experience:
+    """The experience that was saved.
+
+    Args:
+        state: What `to_state` gave.
+        prompt_at: Reads and encodes the sample at a ladder position.
+    """
+    groups = [
+        PromptGroup(
+            prompt_at(group["position"]),
+            [Completion(**completion) for completion in group["completions"]],
+            None if group["scores"] is None else GroupScores(**group["scores"]),
+            group["old_logprobs"],
+            group["reference_logprobs"],
+        )
+        for group in state["groups"]
+    ]
+    steps = [
+        OptimizerStep(
+            [[(g, list(completions)) for g, completions in assignment] for assignment in step["micro_batches"]],
+            StepTotals(**step["totals"]),
+            frozenset((g, c) for g, c in step["filler"]),
+        )
+        for step in state["steps"]
+    ]
+    return Experience(groups, steps, state["metrics"], state["seconds"])

@@ -1,0 +1,166 @@
+"""Deals the completions of a rollout to optimizer steps and micro-batches, and assembles what `training_step` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from observe_r1.experience import (
+    Assignment,
+    Experience,
+    GroupScores,
+    GroupSlice,
+    MicroBatch,
+    OptimizerStep,
+    PromptGroup,
+    StepTotals,
+)
+
+Item = tuple[int, int]  # (group, completion of the group)
+
+
+def deal_steps(
+    groups: Sequence[PromptGroup],
+    *,
+    steps: int,
+    epochs: int,
+    micro_batches: int,
+    skip_zero_advantage: bool,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
+) -> list[OptimizerStep]:
+    """The optimizer steps of a rollout: `steps` blocks of whole groups in curriculum order, passed over `epochs` times.
+
+    Every step has exactly `micro_batches` micro-batches, balanced by tokens, none of them empty: where a step has too
+    little to train on, a completion that counts nothing fills in.
+
+    Args:
+        skip_zero_advantage: Completions with advantage 0 do not pass through the model. Only right when nothing else
+            gives them a gradient (no KL); they still count in the totals, so the loss is the same.
+        sum_over_ranks: Adds a tensor up over all ranks.
+
+    Raises:
+        ValueError: There are no groups.
+    """
+    if not groups:
+        raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
+    dealt: list[OptimizerStep] = []
+    bounds = [round(len(groups) * step / steps) for step in range(steps + 1)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        numbers = range(start, end)
+        trained = [(g, c) for g in numbers for c in range(len(groups[g].completions)) if _is_trained(groups[g], c)]
+        forwarded = [
+            (g, c) for g, c in trained if not skip_zero_advantage or float(_scores(groups[g]).advantage[c]) != 0.0
+        ]
+        sums = sum_over_ranks(
+            torch.tensor([len(trained), _tokens(groups, trained), _tokens(groups, forwarded)], dtype=torch.float64)
+        ).tolist()
+        # a step in which nothing is trained has loss 0; its denominator only has to be finite
+        totals = StepTotals(*(max(value, 1.0) for value in sums))
+        fillers = _fillers(groups, forwarded, micro_batches - len(forwarded))
+        items = sorted({*forwarded, *fillers})
+        parts = balance([cost(groups, item) for item in items], micro_batches)
+        dealt.append(
+            OptimizerStep([_assignment([items[i] for i in part]) for part in parts], totals, frozenset(fillers))
+        )
+    return dealt * epochs
+
+
+def cost(groups: Sequence[PromptGroup], item: Item) -> float:
+    """What training on one completion costs: its tokens and those of its prompt."""
+    group = groups[item[0]]
+    return float(group.prompt.token_ids.numel() + len(group.completions[item[1]]))
+
+
+def balance(costs: Sequence[float], parts: int) -> list[range]:
+    """Cuts a sequence into `parts` contiguous non-empty ranges of about equal cost (each cut at the nearest item).
+
+    Contiguous, because completions of one group that stay together can share their prompt.
+    """
+    assert len(costs) >= parts, "more micro-batches than completions"
+    cumulative = [0.0]
+    for value in costs:
+        cumulative.append(cumulative[-1] + value)
+    cuts = [0]
+    for part in range(1, parts):
+        wanted = cumulative[-1] * part / parts
+        low, high = cuts[-1] + 1, len(costs) - (parts - part)
+        cuts.append(min(range(low, high + 1), key=lambda i: abs(cumulative[i] - wanted)))
+    cuts.append(len(costs))
+    return [range(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+
+
+def assemble(experience: Experience, number: int) -> MicroBatch:
+    """Micro-batch `number` of a rollout, counted over all its optimizer steps."""
+    index = number
+    for step in experience.steps:
+        if index < len(step.micro_batches):
+            break
+        index -= len(step.micro_batches)
+    else:
+        raise IndexError(f"micro-batch {number} of a rollout that has {len(experience)}")
+    return assemble_assignment(
+        experience.groups, step.micro_batches[index], step, last_of_step=index == len(step.micro_batches) - 1
+    )
+
+
+def assemble_assignment(
+    groups: Sequence[PromptGroup], assignment: Assignment, step: OptimizerStep, last_of_step: bool = False
+) -> MicroBatch:
+    """The tensors of one micro-batch, completions in the order of the assignment."""
+    items = [(g, c) for g, completions in assignment for c in completions]
+    chosen = [groups[g].completions[c] for g, c in items]
+    return MicroBatch(
+        slices=[
+            GroupSlice(groups[g].prompt, [groups[g].completions[c].token_ids for c in completions])
+            for g, completions in assignment
+        ],
+        lengths=torch.tensor([len(completion) for completion in chosen]),
+        advantages=torch.stack([_scores(groups[g]).advantage[c] for g, c in items]).float(),
+        trained=torch.tensor(
+            [float(_is_trained(groups[g], c) and (g, c) not in step.filler) for g, c in items]
+        ),
+        sampler_logprobs=torch.cat([completion.sampler_logprobs for completion in chosen]),
+        totals=step.totals,
+        last_of_step=last_of_step,
+        old_logprobs=_gather([groups[g].old_logprobs for g, _ in items], items),
+        reference_logprobs=_gather([groups[g].reference_logprobs for g, _ in items], items),
+    )
+
+
+def _gather(logprobs: Sequence[list[Tensor] | None], items: Sequence[Item]) -> Tensor | None:
+    present = [values[c] for values, (_, c) in zip(logprobs, items, strict=True) if values is not None]
+    assert len(present) in (0, len(items)), "log-probs of some groups are missing"
+    return torch.cat(present) if present else None
+
+
+def _scores(group: PromptGroup) -> GroupScores:
+    assert group.scores is not None, "groups are scored before they are dealt out"
+    return group.scores
+
+
+def _is_trained(group: PromptGroup, completion: int) -> bool:
+    return bool(_scores(group).trained[completion])
+
+
+def _tokens(groups: Sequence[PromptGroup], items: Sequence[Item]) -> int:
+    return sum(len(groups[g].completions[c]) for g, c in items)
+
+
+def _fillers(groups: Sequence[PromptGroup], taken: Sequence[Item], missing: int) -> list[Item]:
+    """The `missing` cheapest completions that are not taken: they pass through the model and count nothing."""
+    if missing <= 0:
+        return []
+    free = [(g, c) for g in range(len(groups)) for c in range(len(groups[g].completions)) if (g, c) not in set(taken)]
+    if len(free) < missing:
+        raise ValueError(
+            f"The rollout has {len(free) + len(taken)} completions, fewer than the micro-batches of one optimizer step: "
+            "lower trainer.accumulate_grad_batches or raise data.prompts_per_rollout."
+        )
+    return sorted(free, key=lambda item: (cost(groups, item), item))[:missing]
+
+
+def _assignment(items: Sequence[Item]) -> Assignment:
+    return [(g, [c for _, c in part]) for g, part in groupby(items, key=lambda item: item[0])]

@@ -1,0 +1,211 @@
+"""The policy: a Hugging Face vision-language model that gives log-probabilities of completions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from observe_r1.encoding import PromptOptions
+from observe_r1.experience import GroupSlice
+from observe_r1.logprobs import TokenLogprobs, padded_logprobs
+from observe_r1.torchvision_compat import ensure_importable
+
+VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters instead of full weights (extra `lora`); the reference model is then the base, adapters off.
+
+    Args:
+        rank: r.
+        alpha: Scale; the update counts alpha / rank.
+        dropout: On the adapter's input while training.
+        target_modules: Names of linear layers that get one, or `all-linear`.
+    """
+
+    rank: int = 64
+    alpha: int = 128
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+@dataclass
+class PolicyOptions:
+    """Which model is trained, and which of its weights.
+
+    Args:
+        pretrained: Directory or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
+        attn_implementation: `sdpa`, `eager` or, where installed, `flash_attention_2`.
+        freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
+        gradient_checkpointing: Compute activations again in the backward instead of keeping them.
+        lora: Train adapters only.
+        logprob_chunk_tokens: So many completion tokens have logits at the same time.
+    """
+
+    pretrained: str
+    attn_implementation: str = "sdpa"
+    freeze: list[str] = field(default_factory=list)
+    gradient_checkpointing: bool = True
+    lora: LoraOptions | None = None
+    logprob_chunk_tokens: int = 1024
+
+
+class Policy(nn.Module):
+    """A vision-language model as GRPO sees it: log-probs of completions, given their prompts."""
+
+    def __init__(self, model: Any, pad_token_id: int, chunk_tokens: int = 1024) -> None:
+        super().__init__()
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.chunk_tokens = chunk_tokens
+        found = (getattr(model.config, name, None) for name in VISION_TOKENS)
+        # sampled vision placeholders would ask for image features that do not exist
+        self.forbidden_token_ids: tuple[int, ...] = tuple(sorted({i for i in found if i is not None}))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def transformer(self) -> Any:
+        """The Hugging Face model itself, without the wrapper that adapters put around it."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def forbidden(self, device: torch.device) -> Tensor:
+        """[F] ids that can never be sampled."""
+        return torch.tensor(self.forbidden_token_ids, dtype=torch.long, device=device)
+
+    def forward(self, slices: Sequence[GroupSlice], temperature: float, with_entropy: bool = False) -> TokenLogprobs:
+        """Log-probs at the T completion tokens of `slices`, in order."""
+        return padded_logprobs(
+            self.transformer.model,
+            self.transformer.get_output_embeddings(),
+            slices,
+            pad_token_id=self.pad_token_id,
+            forbidden=self.forbidden(slices[0].prompt.token_ids.device),
+            temperature=temperature or 1.0,
+            chunk_tokens=self.chunk_tokens,
+            with_entropy=with_entropy,
+        )
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The base model, as long as the context lasts."""
+        with self.model.disable_adapter():
+            yield
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells one architecture from another, for checkpoints of the wrong model."""
+        text = self.model.config.get_text_config()
+        vision = getattr(self.model.config, "vision_config", None)
+        adapters = self.model.peft_config["default"].r if self.has_adapters else None
+        return {
+            "model_type": self.model.config.model_type,
+            "hidden_size": text.hidden_size,
+            "layers": text.num_hidden_layers,
+            "vocab_size": text.vocab_size,
+            "vision_layers": getattr(vision, "depth", None),
+            "lora_rank": adapters,
+        }
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes safetensors and config as Hugging Face loads them; adapters are merged into a copy."""
+        model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
+        model.save_pretrained(directory)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
+        """Moves and casts like any module, but rotary frequencies stay float32: in bf16 they are off by up to 1/256."""
+        kept = [(m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False) if "inv_freq" in name]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            setattr(module, name, buffer.to(getattr(module, name).device))
+        return self
+
+
+def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
+    """Loads the model to be trained.
+
+    Raises:
+        ValueError: The directory does not exist, a freeze pattern matches nothing, or adapters need an extra.
+    """
+    model = _load_model(options, dtype)
+    for pattern in options.freeze:
+        matched = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
+        if not matched:
+            examples = ", ".join(sorted({name.rsplit(".", 2)[0] for name, _ in model.named_parameters()})[:5])
+            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Names look like: {examples}.")
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if options.lora is not None:
+        model = _add_adapters(model, options.lora)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if options.lora is not None:
+            model.enable_input_require_grads()
+    return Policy(model, _pad_token_id(model), options.logprob_chunk_tokens)
+
+
+def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
+    """A frozen copy of the model the policy starts from, for the KL term."""
+    policy = Policy(_load_model(options, dtype), 0, options.logprob_chunk_tokens)
+    policy.pad_token_id = _pad_token_id(policy.model)
+    return policy.requires_grad_(False).eval()
+
+
+def load_processor(pretrained: str, options: PromptOptions) -> Any:
+    """The model's own processor, with the pixel limits of the prompt options."""
+    ensure_importable()
+    from transformers import AutoProcessor
+
+    _check_exists(pretrained)
+    limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+    return AutoProcessor.from_pretrained(pretrained, **{key: value for key, value in limits.items() if value})
+
+
+def _load_model(options: PolicyOptions, dtype: torch.dtype) -> Any:
+    ensure_importable()
+    from transformers import AutoModelForImageTextToText
+
+    _check_exists(options.pretrained)
+    return AutoModelForImageTextToText.from_pretrained(
+        options.pretrained, dtype=dtype, attn_implementation=options.attn_implementation
+    )
+
+
+def _check_exists(pretrained: str) -> None:
+    looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
+    if looks_local and not Path(pretrained).expanduser().is_dir():
+        raise ValueError(
+            f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or a hub "
+            "name such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+
+
+def _add_adapters(model: Any, options: LoraOptions) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
+    targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
+    config = LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets
+    )
+    return get_peft_model(model, config)
+
+
+def _pad_token_id(model: Any) -> int:
+    candidates = (model.generation_config.pad_token_id, model.config.get_text_config().pad_token_id)
+    return next((token for token in candidates if token is not None), 0)
