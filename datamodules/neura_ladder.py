@@ -11,7 +11,7 @@ import torch
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
-from observe_r1.experience import EncodedPrompt
+from observe_r1.experience import EncodedPrompt, Sealed
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.module import ObserveR1
@@ -168,9 +168,9 @@ class QuestionLoader:
     def __len__(self) -> int:
         return -(-self.stream.size // (self.batch_size * self.stream.world_size))
 
-    def __iter__(self) -> Iterator[list[EncodedPrompt]]:
+    def __iter__(self) -> Iterator[Sealed[list[EncodedPrompt]]]:
         self.stream.next_epoch()
         while not self.stream.exhausted:
             batch = self.stream.draw(self.batch_size * self.stream.world_size)
             if batch:
-                yield batch
+                yield Sealed(batch)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from observe_r1.datamodules.prompt_stream import PromptStream
-from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Skipped
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Sealed, Skipped
 from observe_r1.experience_state import from_state, to_state
 from observe_r1.micro_batches import assemble
 from observe_r1.module import ObserveR1
@@ -35,7 +35,7 @@ class RolloutLoader:
         per_rollout = updates.steps_per_rollout * updates.epochs_per_rollout
         return rollouts * per_rollout * self.module.trainer.accumulate_grad_batches
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Sealed[MicroBatch]]:
         epoch = self.stream.epoch
         while self.stream.epoch == epoch:
             if self.experience is None:
@@ -54,7 +54,7 @@ class RolloutLoader:
                     self.experience, self.next_micro_batch = None, 0
                     if self.stream.exhausted:
                         self.stream.next_epoch()
-                yield batch
+                yield Sealed(batch)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -111,8 +111,8 @@ def fast_verdict(gold: Gold, prediction: str) -> bool | None:
         return False
     if kind == "unjudgeable":
         return None
-    number = _quantity(gold, predicted)
-    expected = _quantity(gold, normalise(gold.answer)) if kind == "number" else None
+    number = read_quantity(predicted, gold.unit)
+    expected = _gold_quantity(gold, normalise(gold.answer)) if kind == "number" else None
     if expected is not None and number is not None:
         return same_number(expected, number, gold.precision)
     return False if gold.answer_type != "math" and _is_words(predicted) else None
@@ -122,7 +122,7 @@ def symbolic_gold(gold: Gold) -> str:
     """What math-verify compares with: the option text of a choice, a number as an exact fraction, else the answer."""
     chosen = _chosen(gold) if gold_kind(gold) == "choice" else None
     answer = normalise(gold.answer) if chosen is None or chosen[1] is None else chosen[1]
-    number = _quantity(gold, answer)
+    number = _gold_quantity(gold, answer)
     if number is None or number.value is None:
         return latex_form(answer)
     value = number.value / 100 if number.percent else number.value
@@ -142,7 +142,7 @@ def _kind_and_problem(gold: Gold) -> tuple[GoldKind, str | None]:
     answer = normalise(gold.answer)
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return "unjudgeable", f"the answer has {len(answer)} characters, more than {MAX_ANSWER_CHARACTERS}"
-    number = _quantity(gold, answer)
+    number = _gold_quantity(gold, answer)
     if number is not None:
         if number.value is None:
             return "unjudgeable", f"the number {answer!r} is undefined or beyond exact arithmetic"
@@ -157,18 +157,21 @@ def _kind_and_problem(gold: Gold) -> tuple[GoldKind, str | None]:
     return "math", None
 
 
-def _quantity(gold: Gold, normalised: str) -> Quantity | None:
-    """The number that an answer to this question states, with the unit of the question where the answer has none."""
-    number = read_quantity(normalised, gold.unit)
-    if number is None or number.unit or number.percent or gold.unit is None or normalise(gold.answer) != normalised:
+def _gold_quantity(gold: Gold, answer: str) -> Quantity | None:
+    """The number that a right answer states, with the unit of the question where the answer has none."""
+    number = read_quantity(answer, gold.unit)
+    if number is None or number.unit or number.percent or gold.unit is None:
         return number
-    return read_quantity(f"{normalised} {normalise(gold.unit)}", normalise(gold.unit)) or number
+    unit = normalise(gold.unit)
+    return read_quantity(f"{answer} {unit}", unit) or number
 
 
-_MATHEMATICAL_WORDS = frozenset(
-    ("pi", "infinity", "sqrt", "frac", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "lim", "max", "min")
-    + ("and", "or")  # join answers: `3 and 4` is a set
-)
+# fmt: off
+_MATHEMATICAL_WORDS = frozenset({
+    "pi", "infinity", "sqrt", "frac", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "lim", "max", "min",
+    "and", "or",  # join answers: `3 and 4` is a set
+})
+# fmt: on
 _WORD_CHARACTERS = frozenset(" -',.:;()/&!?\"%°#")
 
 

@@ -17,12 +17,15 @@ DESCRIPTION = "Train vision-language models with the Observe-R1 recipe. Beside t
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `observe-r1`."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        sys.argv[1:] = arguments
+    arguments = sys.argv[1:]
     sys.path.append(os.getcwd())  # class_path finds a reward or callback in a file beside the config
     if arguments and arguments[0] in OWN_COMMANDS:
         _own_command(arguments[0], arguments[1:])
     else:
-        _lightning_command(_with_shipped_configs(arguments))
+        sys.argv[1:] = _with_shipped_configs(arguments)  # Lightning reads it, and starts further ranks with it
+        _lightning_command()
 
 
 def _own_command(name: str, arguments: Sequence[str]) -> None:
@@ -34,7 +37,12 @@ def _own_command(name: str, arguments: Sequence[str]) -> None:
     auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)
 
 
-def _lightning_command(arguments: list[str]) -> None:
+def _lightning_command() -> None:
+    import warnings
+
+    # Lightning's own call of a deprecated torch function, once per process
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
+
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from observe_r1.datamodules import NeuraLadderDataModule
@@ -52,7 +60,6 @@ def _lightning_command(arguments: list[str]) -> None:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"description": DESCRIPTION},
-        args=arguments,
     )
 
 

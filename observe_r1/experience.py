@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -162,12 +162,26 @@ class MicroBatch:
     old_logprobs: Tensor | None = None  # [T] float32
     reference_logprobs: Tensor | None = None  # [T] float32
 
-    def to(self, device: torch.device | str, **_: Any) -> MicroBatch:
+    def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch with its tensors on `device`. Dtypes stay: log-probs must not become bf16."""
         return _to_device(self, torch.device(device))
 
 
 Value = TypeVar("Value")
+
+
+class Sealed(Generic[Value]):
+    """A batch on its way through Lightning, which looks into containers and dataclasses to cast what it finds there.
+
+    Under `bf16-true` it would turn log-probs into bf16, and the ratio of the first step would no longer be 1.
+    """
+
+    def __init__(self, content: Value) -> None:
+        self.content = content
+
+    def to(self, device: torch.device | str, **_: Any) -> Sealed[Value]:
+        """With a micro-batch moved to `device`; questions stay, a rollout engine knows where it wants them."""
+        return Sealed(cast(Value, self.content.to(device))) if isinstance(self.content, MicroBatch) else self
 
 
 def _to_device(value: Value, device: torch.device) -> Value:

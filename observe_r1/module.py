@@ -33,7 +33,7 @@ from observe_r1.collection import (
     store_logprobs,
 )
 from observe_r1.encoding import PromptEncoder, PromptOptions
-from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
 from observe_r1.metrics import PassRate, rollout_sums
 from observe_r1.micro_batches import deal_steps
 from observe_r1.objective import (
@@ -136,6 +136,7 @@ class ObserveR1(L.LightningModule):
         self.reference: Policy | None = None
         self.encoder: PromptEncoder
         self.rollout_figures: dict[str, float] = {}
+        self.validation_figures: dict[str, Tensor] = {}
         self._engine_is_ready = False
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
@@ -249,7 +250,8 @@ class ObserveR1(L.LightningModule):
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+    def training_step(self, sealed: Sealed[MicroBatch], batch_idx: int) -> Tensor:
+        batch = sealed.content
         output = self.policy(batch.slices, self.sampling.temperature, with_entropy=True)
         old = output.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         sequence = torch.repeat_interleave(torch.arange(len(batch.lengths), device=old.device), batch.lengths)
@@ -278,8 +280,8 @@ class ObserveR1(L.LightningModule):
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
-        groups = self.sample(batch, self.greedy, seed=self.seed)
+    def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
+        groups = self.sample(sealed.content, self.greedy, seed=self.seed)
         scores = [group.scores for group in groups if group.scores is not None]
         formats = [score.parts.get("format", score.correct.float()) for score in scores]
         self.pass_rate.update(
@@ -290,21 +292,21 @@ class ObserveR1(L.LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        figures = self.pass_rate.compute()
+        figures = self.validation_figures = self.pass_rate.compute()
         self.pass_rate.reset()
         # the metric is reduced over ranks already
         self.log_dict({f"val/{name}": value for name, value in figures.items() if "/" not in name}, prog_bar=True)
         self.log_dict({f"val/{name}": value for name, value in figures.items() if "/" in name})
 
-    def test_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def test_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
+        self.validation_step(sealed, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self.pass_rate.compute().items()})
         self.pass_rate.reset()
 
-    def predict_step(self, batch: list[EncodedPrompt], batch_idx: int) -> list[PromptGroup]:
-        return self.sample(batch, self.greedy, seed=self.seed)
+    def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> list[PromptGroup]:
+        return self.sample(sealed.content, self.greedy, seed=self.seed)
 
     # ---- logging ----------------------------------------------------------------------------------------------------
 

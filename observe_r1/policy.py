@@ -155,7 +155,7 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> P
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if options.lora is not None:
             model.enable_input_require_grads()
-    return Policy(model, _pad_token_id(model), options.logprob_chunk_tokens)
+    return Policy(model.train(), _pad_token_id(model), options.logprob_chunk_tokens)
 
 
 def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:

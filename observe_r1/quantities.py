@@ -80,11 +80,13 @@ _POWERS = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3", "cu": "^3"}
 _FACTOR = re.compile(r"(?P<base>[^\s^0-9]+)\s?(?:\^?(?P<power>[23])|(?P<word>squared|cubed))?")
 _UNIT_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ -][^\W\d_]+){0,2}")
 # words after a number that change its value or add another answer
-_NOT_UNITS = frozenset(
-    ("hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "quarter")
-    + ("quarters", "fourths", "fifths", "plus", "minus", "times", "over", "by", "divided", "squared", "cubed", "pow")
-    + ("sqrt", "sin", "cos", "tan", "log", "exp", "mod", "infinity", "and", "or", "not", "but", "to")
-)
+# fmt: off
+_NOT_UNITS = frozenset({
+    "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds", "quarter",
+    "quarters", "fourths", "fifths", "plus", "minus", "times", "over", "by", "divided", "squared", "cubed", "pow",
+    "sqrt", "sin", "cos", "tan", "log", "exp", "mod", "infinity", "and", "or", "not", "but", "to",
+})
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _canonical_factor(text: str) -> str | None:
 
 
 def units_conflict(first: str, second: str) -> bool:
-    """Whether both units are known and differ; a missing unit and words that are no known unit conflict with nothing."""
+    """Whether both units are known and differ; missing and unknown units conflict with nothing."""
     known_first, known_second = canonical_unit(first), canonical_unit(second)
     return known_first is not None and known_second is not None and known_first != known_second
 

@@ -145,7 +145,7 @@ def stage_counts(level_counts: Sequence[int], mixing: Mixing) -> list[list[int]]
     The stage sizes are the weights of a mixture whose components are the rows of the matrix, fitted to the histogram of
     levels by expectation maximisation; the fractions that remain are rounded within each level by largest remainder.
     """
-    matrix = np.array(mixing.shares)
+    matrix = np.array(mixing.shares, dtype=float)
     matrix /= matrix.sum(axis=1, keepdims=True)
     histogram = np.array(level_counts, dtype=float)
     sizes = np.full(len(matrix), 1.0)

@@ -43,8 +43,11 @@ def _look(question: Question, rng: random.Random) -> list[Shape]:
     shapes = list(question.shapes)
     shape = shapes[question.target]
     if shape.size == "small" and rng.random() < MISREAD_SHARE:
-        asked = "color" if question.family == "color" else "kind"
-        shapes[question.target] = dataclasses.replace(shape, **{asked: LOOK_ALIKES[getattr(shape, asked)]})
+        shapes[question.target] = (
+            dataclasses.replace(shape, color=LOOK_ALIKES[shape.color])
+            if question.family == "color"
+            else dataclasses.replace(shape, kind=LOOK_ALIKES[shape.kind])
+        )
     return shapes
 
 

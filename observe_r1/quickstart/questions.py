@@ -1,25 +1,25 @@
 """Questions about scenes, in families of growing difficulty, and the response a careful reader gives.
 
-A family is two functions: one composes a scene and asks about it, the other answers from *what was seen*. The gold answer
-is the answer of a reader who sees every shape; the careless annotator of `annotations.py` answers through the same
-function from fewer or misread shapes, so a wrong response is wrong in a consistent way.
+A family is two functions: one composes a scene and asks about it, the other answers from *what was seen*. The gold
+answer is the answer of a reader who sees every shape; the careless annotator of `annotations.py` answers through the
+same function from fewer or misread shapes, so a wrong response is wrong in a consistent way.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from observe_r1.answers import Gold
-from observe_r1.experience import Prompt
+from observe_r1.experience import Message, Prompt
 from observe_r1.quickstart.scenes import COLORS, KINDS, Shape, Size, paint, place
 
 Split = Literal["train", "held_out", "warm_start"]
 
 SYSTEM_PROMPT = "Observe, think, answer."
-SMALL_SHARE = 0.4  # of the shapes: the small ones are what the warm-started policy gets wrong
+SMALL_SHARE = 0.3  # of the shapes: the small ones are what the warm-started policy gets wrong
 MAX_COUNT = 4  # shapes of one colour
 MAX_DISTRACTORS = 2
 
@@ -39,14 +39,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the shapes of one scene. `about` are the words it asks for, `target` the shape it singles out."""
+    """A question about the shapes of one scene."""
 
     id: str
     family: str
     text: str
     shapes: tuple[Shape, ...]
-    about: tuple[str, ...]
-    target: int | None = None
+    about: tuple[str, ...]  # the kinds or colours it names
+    target: int | None = None  # index of the shape it singles out; None where it counts
 
     def answer_from(self, seen: Sequence[Shape]) -> Response:
         """The response of a reader who saw these shapes."""
@@ -59,8 +59,8 @@ class Question:
     def prompt(self) -> Prompt:
         """The question with its picture and gold answer, as the ladder stores it."""
         answer = self.response.answer
-        content = [{"type": "image", "index": 0}, {"type": "text", "text": self.text}]
-        messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
+        content: list[Mapping[str, Any]] = [{"type": "image", "index": 0}, {"type": "text", "text": self.text}]
+        messages: list[Message] = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
         gold = Gold(answer, "number" if answer.isdigit() else "text")
         return Prompt(self.id, f"quickstart/{self.family}", messages, [paint(self.shapes)], gold)
 
@@ -142,9 +142,7 @@ def _answer_sum(question: Question, seen: Sequence[Shape]) -> Response:
 def _answer_difference(question: Question, seen: Sequence[Shape]) -> Response:
     first, second = sorted(_counts(question, seen), reverse=True)
     difference = first - second
-    return Response(
-        _observed(question, *_counts(question, seen)), f"{first}-{second}={difference}", str(difference)
-    )
+    return Response(_observed(question, *_counts(question, seen)), f"{first}-{second}={difference}", str(difference))
 
 
 def _observed(question: Question, first: int, second: int) -> str:

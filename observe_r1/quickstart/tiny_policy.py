@@ -20,6 +20,8 @@ from observe_r1.torchvision_compat import ensure_importable
 ensure_importable()  # before transformers: its model classes import torchvision
 from transformers import (  # noqa: E402
     AddedToken,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -36,7 +38,7 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TAGS = ("<observe>", "</observe>", "<think>", "</think>", "<answer>", "</answer>")
 MAX_VOCABULARY = 512
-HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS = 128, 4, 4, 2
+HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS = 128, 3, 4, 2
 VISION_HIDDEN, VISION_LAYERS = 64, 2
 HEAD_SIZE = 32  # the smallest that every attention kernel of vLLM takes
 
@@ -144,3 +146,11 @@ def save_policy(
     half = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(half, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors writes private files; the policy is shipped
+
+
+def load_policy(
+    directory: Path | str = POLICY_DIRECTORY,
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """Model in float32, ready to answer, and processor of a saved policy."""
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(directory)

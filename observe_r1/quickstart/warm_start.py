@@ -1,6 +1,6 @@
 """Rebuilds the quick start's policy from random weights: supervised, on the careless annotator's responses.
 
-    python -m observe_r1.quickstart.warm_start OUTPUT
+python -m observe_r1.quickstart.warm_start OUTPUT
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from rich.table import Table
 from torch.nn import functional
 
 from observe_r1.quickstart.annotations import annotate
-from observe_r1.quickstart.questions import FAMILIES, SYSTEM_PROMPT, Question, make_question
 from observe_r1.quickstart.grounding import ground
 from observe_r1.quickstart.pass_rates import Judged, judge
+from observe_r1.quickstart.questions import FAMILIES, SYSTEM_PROMPT, Question, make_question
 from observe_r1.quickstart.sampling import GenerateSampler, encode
 from observe_r1.quickstart.tiny_policy import TURN_END, build_model, build_processor, save_policy
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-GROUNDING_STEPS = 500
-STEPS = 800
-BATCH = 64  # responses
-LEARNING_RATE = 2e-3  # peak, at the end of a linear warm-up; then down to nothing along a cosine
+GROUNDING_STEPS = 400
+STEPS = 2_000
+BATCH = 32  # responses
+LEARNING_RATE = 3e-3  # peak, at the end of a linear warm-up; then down to nothing along a cosine
 WARM_UP_STEPS = 100
 N_EVALUATED = 240  # held-out questions
 N_SAMPLES = 8  # per evaluated question
@@ -68,8 +68,7 @@ def train(seed: int = 0, steps: int = STEPS) -> tuple[Qwen2_5_VLForConditionalGe
         inputs, labels = supervised_batch(processor, questions, [annotate(question, rng) for question in questions])
         logits = model(**inputs, use_cache=False).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        loss.backward()
-        if step%50==0: print(step, float(loss),flush=True)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

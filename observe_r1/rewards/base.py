@@ -54,10 +54,10 @@ class Reward(ABC):
             )
         return number
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027  most rewards need nothing
         """Called once before the first batch."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most rewards hold nothing
         """Called once after the last batch; releases what the reward holds."""
 
 

@@ -69,7 +69,9 @@ class RewardCombination:
                 scores = reward.score_groups(groups)
                 self._check_sizes(reward, groups, scores)
             parts[reward.name] = scores
-        return [self._combine({name: scores[i] for name, scores in parts.items()}, verdicts[i]) for i in range(len(groups))]
+        return [
+            self._combine({name: scores[i] for name, scores in parts.items()}, verdicts[i]) for i in range(len(groups))
+        ]
 
     def _combine(self, parts: dict[str, list[float]], verdicts: Sequence[bool | None]) -> CombinedScores:
         return CombinedScores(

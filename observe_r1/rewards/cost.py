@@ -74,11 +74,9 @@ def _has_huge_factorial(text: str) -> bool:
             previous = (openings.pop() if openings else 0, match.end())
         else:
             before = text[: match.start()].rstrip()
-            operand = text[slice(*previous)] if before.endswith((")", "}", "]")) else _last_number(before)
-            if "^" in operand or "!" in operand or before.endswith("!") or _LONG_NUMBER.search(operand):
+            number = text[len(before.rstrip("0123456789")) : len(before)]
+            operand = number or text[slice(*previous)]
+            in_exponent = before.removesuffix(number).rstrip("{ ").endswith("^")
+            if in_exponent or before.endswith("!") or re.search(r"[\^!]", operand) or _LONG_NUMBER.search(operand):
                 return True
     return False
-
-
-def _last_number(text: str) -> str:
-    return text[len(text.rstrip("0123456789")) :]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -20,8 +22,10 @@ from typing import IO, NamedTuple
 from observe_r1.answers import MAX_ANSWER_CHARACTERS
 from observe_r1.rewards.cost import cost, is_too_costly
 
+MAX_LATEX_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS  # an answer grows when symbols become LaTeX commands
 START_SECONDS = 120.0  # a cold file system can take this long to import sympy
 QUICK_FRACTION = 0.1  # of the time limit, given to every answer before any gets all of it
+MAX_FAILED_STARTS = 3  # in a row
 SECONDS_PER_ANSWER = 0.02  # added to the batch limit, about three times what a harmless answer takes
 COMPARISONS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches grow
 
@@ -47,11 +51,20 @@ class Comparison(NamedTuple):
     precision: int | None = None  # decimals within half a unit of which numbers are equal
 
 
+def _refuse(comparison: Comparison) -> Verdict | None:
+    """The verdict on a comparison that is not worth a process, None for any other."""
+    if len(comparison.gold) > MAX_LATEX_CHARACTERS or is_too_costly(comparison.gold):
+        return Verdict.UNPARSEABLE_GOLD
+    if len(comparison.prediction) > MAX_LATEX_CHARACTERS:
+        return Verdict.TOO_LONG
+    return Verdict.TIMEOUT if is_too_costly(comparison.prediction) else None
+
+
 class _Worker:
     """A running worker process and the comparison it is busy with."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `stop`
         script = str(Path(__file__).with_name("worker.py"))
         self.process = subprocess.Popen(
             [sys.executable, "-P", script, str(memory_bytes)],
@@ -66,14 +79,20 @@ class _Worker:
         self.output = self.process.stdout
         self.ready = False
         self.comparison: Comparison | None = None
-        self.deadline = time.monotonic() + START_SECONDS
+        self.deadline = time.monotonic() + START_SECONDS  # when to kill it, infinite while it has nothing to do
         self.answered = 0
 
-    def assign(self, comparison: Comparison, cpu_seconds: float) -> None:
+    def ask(self, comparison: Comparison, cpu_seconds: float) -> None:
+        self.input.write(json.dumps([*comparison, cpu_seconds]).encode() + b"\n")
         self.comparison = comparison
         # the wall clock only catches what the CPU clock of the worker cannot: a busy machine must fail no answer
         self.deadline = time.monotonic() + 3 * cpu_seconds + 3
-        self.input.write(json.dumps([*comparison, cpu_seconds]).encode() + b"\n")
+
+    def receive(self) -> str:
+        """The next word of the worker, empty when it has died."""
+        word = self.output.readline().decode().strip()
+        self.deadline = math.inf
+        return word
 
     def stop(self) -> None:
         self.process.kill()
@@ -129,9 +148,14 @@ class AnswerVerifier:
         self.batch_timeout_seconds = batch_timeout_seconds
         self.memory_bytes = memory_bytes
         self._pool: list[_Worker] = []
+        self._failed_starts = 0
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _stop_all, self._pool, self._owner)
+
+    def __reduce__(self) -> tuple[type[AnswerVerifier], tuple[int, float, float, int]]:
+        """Copies and pickles hold the settings, and start processes of their own."""
+        return type(self), (self.workers, self.timeout_seconds, self.batch_timeout_seconds, self.memory_bytes)
 
     def verify(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """One verdict per comparison, in order. Equal comparisons are made once.
@@ -149,8 +173,15 @@ class AnswerVerifier:
                 verdicts[comparison] = refused
         if pending:
             with self._lock:
-                self._verify_pending(sorted(pending, key=lambda pair: cost(pair.gold) + cost(pair.prediction)), verdicts)
+                self._verify_pending(
+                    sorted(pending, key=lambda pair: cost(pair.gold) + cost(pair.prediction)), verdicts
+                )
         return [verdicts[comparison] for comparison in comparisons]
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the running worker processes, empty before the first comparison that needs one."""
+        return [worker.process.pid for worker in self._pool]
 
     def close(self) -> None:
         """Ends the processes. The verifier starts new ones when it is used again."""
@@ -158,49 +189,123 @@ class AnswerVerifier:
             _stop_all(self._pool, self._owner)
 
     def _verify_pending(self, pending: list[Comparison], verdicts: dict[Comparison, Verdict]) -> None:
-        if self._owner != os.getpid():  # in a forked child the processes belong to the parent
-            self._pool.clear()
-            self._owner = os.getpid()
-            self._finalizer.detach()
-            self._finalizer = weakref.finalize(self, _stop_all, self._pool, self._owner)
-        self._wait_until_ready()
-        deadline = time.monotonic() + self.batch_timeout_seconds + SECONDS_PER_ANSWER * len(pending)
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         try:
+            self._wait_until_ready()
+            deadline = time.monotonic() + self.batch_timeout_seconds + SECONDS_PER_ANSWER * len(pending)
             retry = self._run(pending, QUICK_FRACTION * self.timeout_seconds, deadline, verdicts)
             for comparison in self._run(retry, self.timeout_seconds, deadline, verdicts):
                 verdicts[comparison] = Verdict.TIMEOUT
         except BaseException:
-            _stop_all(self._pool, self._owner)  # a worker with an answer on the way would answer the next question
+            _stop_all(self._pool, self._owner)  # a worker that still has an answer to give would answer the next batch
             raise
         for worker in [worker for worker in self._pool if worker.answered >= COMPARISONS_PER_WORKER]:
             self._discard(worker)
         self._start_missing()
 
     def _run(
-        self, queued: Iterable[Comparison], cpu_seconds: float, deadline: float, verdicts: dict[Comparison, Verdict]
+        self, comparisons: list[Comparison], cpu_seconds: float, deadline: float, verdicts: dict[Comparison, Verdict]
     ) -> list[Comparison]:
-        """Makes comparisons in order and returns those that ran out of CPU time, or that the deadline cut off."""
-        queue = deque(queued)
+        """Makes comparisons in order; returns those that ran out of CPU time or that the deadline left unasked."""
+        queue = deque(comparisons)
         unanswered: list[Comparison] = []
         while queue or any(worker.comparison for worker in self._pool):
-            now = time.monotonic()
-            for worker in list(self._pool):
-                if worker.comparison is not None and now >= min(worker.deadline, deadline):
-                    verdicts[worker.comparison] = Verdict.TIMEOUT
-                    self._discard(worker)
-            if now >= deadline:
+            self._kill_overdue(deadline, verdicts)
+            if time.monotonic() >= deadline:
                 return unanswered + list(queue)
-            self._start_missing()
-            for worker in self._pool:
+            for worker in list(self._pool):
                 if queue and worker.ready and worker.comparison is None:
-                    self._assign(worker, queue, cpu_seconds)
-            for worker, word in self._read(min([deadline, *(worker.deadline for worker in self._pool)])):
-                comparison, worker.comparison = worker.comparison, None
-                worker.answered += 1
+                    try:
+                        worker.ask(queue[0], cpu_seconds)
+                        queue.popleft()
+                    except BrokenPipeError:
+                        self._discard(worker)
+            self._start_missing()
+            for worker in self._readable(deadline):
+                comparison = worker.comparison
+                word = self._receive(worker)
                 if comparison is None:
                     continue
-                if word == Verdict.TIMEOUT:
+                if word is None:
+                    verdicts[comparison] = self._cause_of_death(worker)
+                elif word == Verdict.TIMEOUT:
                     unanswered.append(comparison)
                 else:
                     verdicts[comparison] = Verdict(word)
         return unanswered
+
+    def _kill_overdue(self, deadline: float, verdicts: dict[Comparison, Verdict]) -> None:
+        now = time.monotonic()
+        for worker in list(self._pool):
+            if worker.comparison is not None and now >= min(worker.deadline, deadline):
+                verdicts[worker.comparison] = Verdict.TIMEOUT
+                self._discard(worker)
+            elif now >= worker.deadline:
+                self._fail_start(worker, f"it was not ready after {START_SECONDS:.0f} s")
+
+    def _readable(self, deadline: float) -> list[_Worker]:
+        """The workers that have said something or died, waiting for the first or for a deadline."""
+        until = min([deadline, *(worker.deadline for worker in self._pool)])
+        with selectors.DefaultSelector() as selector:
+            for worker in self._pool:
+                selector.register(worker.output, selectors.EVENT_READ, worker)
+            return [key.data for key, _ in selector.select(max(0.0, until - time.monotonic()))]
+
+    def _receive(self, worker: _Worker) -> str | None:
+        """What a worker says, None when it has died."""
+        word = worker.receive()
+        worker.comparison = None
+        if word == "ready":
+            worker.ready = True
+            self._failed_starts = 0
+        elif not word and not worker.ready:
+            self._fail_start(worker, worker.start_error())
+        elif not word or word == Verdict.OUT_OF_MEMORY:
+            self._discard(worker)
+        else:
+            worker.answered += 1
+        return word or None
+
+    @staticmethod
+    def _cause_of_death(worker: _Worker) -> Verdict:
+        return Verdict.TIMEOUT if worker.process.returncode == -signal.SIGXCPU else Verdict.WORKER_DIED
+
+    def _wait_until_ready(self) -> None:
+        """Waits for one worker that takes comparisons, the others may follow."""
+        self._start_missing()
+        while not any(worker.ready for worker in self._pool):
+            for worker in self._readable(math.inf):
+                self._receive(worker)
+            self._kill_overdue(math.inf, {})
+            self._start_missing()
+
+    def _fail_start(self, worker: _Worker, reason: str) -> None:
+        self._discard(worker)
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise RuntimeError(
+                f"the process that runs math-verify did not start {MAX_FAILED_STARTS} times in a row "
+                f"(memory_bytes={self.memory_bytes}): {reason}"
+            )
+
+    def _start_missing(self) -> None:
+        while len(self._pool) < self.workers:
+            self._pool.append(_Worker(self.memory_bytes))
+
+    def _discard(self, worker: _Worker) -> None:
+        self._pool.remove(worker)
+        worker.stop()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the processes belong to the parent, this one starts its own."""
+        self._finalizer.detach()
+        self._pool = []
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _stop_all, self._pool, self._owner)
+
+
+def _stop_all(pool: list[_Worker], owner: int) -> None:
+    if os.getpid() == owner:
+        while pool:
+            pool.pop().stop()

@@ -16,7 +16,7 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 from math_verify import LatexExtractionConfig, parse, verify
 
 KILL_AFTER_SECONDS = 2  # CPU time past the limit at which the kernel ends a process that Python cannot interrupt
@@ -31,8 +31,17 @@ def _interrupt(*_: object) -> None:
 
 
 def _parse(latex: str) -> list[Any]:
-    # the delimiters make math-verify read the answer as a whole instead of picking a number out of it
-    return list(parse(f"${latex}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None))
+    """The expressions math-verify reads, none when it cannot read the text.
+
+    The delimiters make it read the answer as a whole instead of picking a number out of it.
+    """
+    config = [LatexExtractionConfig()]
+    try:
+        return list(parse(f"${latex}$", config, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True))
+    except MemoryError:
+        raise
+    except Exception:  # syntax errors of every layer, and recursion
+        return []
 
 
 @lru_cache(maxsize=4096)
@@ -46,7 +55,7 @@ def compare(gold: str, prediction: str, decimals: int | None) -> str:
     if not golds:
         return "unparseable_gold"
     predictions = _parse(prediction)
-    if verify(golds, predictions, timeout_seconds=None):
+    if verify(golds, predictions, timeout_seconds=None, raise_on_error=True):
         return "correct"
     close = decimals is not None and any(_are_close(g, p, decimals) for g in golds for p in predictions)
     return "correct" if close else "wrong"
@@ -67,7 +76,8 @@ def _limited(gold: str, prediction: str, decimals: int | None, cpu_seconds: floa
     resource.setrlimit(resource.RLIMIT_CPU, (total, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
         try:
-            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+            # again every 0.1 s, should a destructor swallow the first one
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds, 0.1)
             return compare(gold, prediction, decimals)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -85,6 +95,7 @@ def main(memory_bytes: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the input
     compare(r"\frac{1}{2}+x", r"x+0.5", 2)  # builds the regular expressions and the grammar

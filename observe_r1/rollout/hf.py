@@ -59,12 +59,11 @@ class HFRollout(RolloutEngine):
         recorder = SamplerDistribution(policy.forbidden(policy.device), sampling.temperature or 1.0, width)
         config = GenerationConfig(
             do_sample=not sampling.greedy,
-            temperature=1.0,  # the recorder divides by the temperature, so that log-probs and samples agree
-            top_k=0,
-            top_p=sampling.top_p,
             max_new_tokens=sampling.max_new_tokens,
             num_return_sequences=sampling.group_size,
             use_cache=True,
+            # the recorder divides by the temperature, so that log-probs and samples agree
+            **({} if sampling.greedy else {"temperature": 1.0, "top_k": 0, "top_p": sampling.top_p}),
         )
         sequences = policy.model.generate(
             **inputs, generation_config=config, logits_processor=LogitsProcessorList([recorder])

@@ -1,0 +1,273 @@
+"""Reading samples by position: the right bytes, safely, with every defect in its place."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+from torch.utils.data import DataLoader, SequentialSampler
+
+from observe_r1.experience import Prompt, Skipped
+from observe_r1.ladder import reader
+from observe_r1.ladder.index import open_index
+from observe_r1.ladder.reader import LadderDataset, read_stored
+from observe_r1.ladder.shards import write_ladder
+
+
+@pytest.fixture
+def ladder(tmp_path, make_sample):
+    """Nine samples in three shards; sample n has n % 3 images and difficulty n / 8."""
+    directory = tmp_path / "ladder"
+    samples = (make_sample(number, number % 3, difficulty=number / 8) for number in range(9))
+    write_ladder(samples, directory, samples_per_shard=3)
+    return directory
+
+
+class Touch:
+    """Unpickling an instance creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TestPrompts:
+    def test_each_position_gives_its_sample(self, ladder):
+        dataset = LadderDataset(ladder)
+        assert len(dataset) == 9
+        for position in reversed(range(9)):
+            prompt = dataset[position]
+            assert isinstance(prompt, Prompt)
+            assert (prompt.id, prompt.position) == (f"geo.3k-{position}", position)
+            assert [image.getpixel((0, 0)) for image in prompt.images] == [
+                (position, index, 0) for index in range(position % 3)
+            ]
+            assert all(image.mode == "RGB" for image in prompt.images)
+        assert not dataset.problems
+
+    @pytest.mark.parametrize("position", [-1, 9])
+    def test_other_positions_do_not_exist(self, ladder, position):
+        with pytest.raises(IndexError, match=f"position {position} of a ladder with 9"):
+            LadderDataset(ladder)[position]
+
+    def test_difficulties_come_without_reading_a_shard(self, ladder, monkeypatch):
+        dataset = LadderDataset(ladder)
+        monkeypatch.setattr(reader, "read_members", lambda *_: pytest.fail("read a sample"))
+        assert dataset.difficulties == [number / 8 for number in range(9)]
+
+    def test_more_than_ten_images_keep_their_order(self, tmp_path, make_sample):
+        write_ladder([make_sample(7, 12)], tmp_path / "ladder")
+        prompt = LadderDataset(tmp_path / "ladder")[0]
+        assert [image.getpixel((0, 0))[1] for image in prompt.images] == list(range(12))
+
+    def test_only_the_samples_own_bytes_are_read(self, ladder, monkeypatch):
+        dataset = LadderDataset(ladder)
+        reads = []
+
+        class Counted:
+            def __init__(self, *arguments, **options):
+                self.file = open(*arguments, **options)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.file.close()
+
+            def seek(self, offset):
+                return self.file.seek(offset)
+
+            def read(self, size):
+                start = self.file.tell()
+                content = self.file.read(size)
+                reads.append((start, self.file.tell() - start))
+                assert self.file.closed is False
+                return content
+
+        monkeypatch.setattr(reader, "open", Counted, raising=False)
+        dataset[4]
+        span = open_index(ladder / "shard-000001.tar").spans[1]
+        assert reads == [(span.offset, span.length)]
+
+    def test_a_stored_sample_keeps_its_encoded_bytes(self, ladder, make_sample):
+        tar = ladder / "shard-000001.tar"
+        assert read_stored(tar, open_index(tar).spans[2]) == make_sample(5, 2, difficulty=5 / 8)
+
+
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn")])
+def test_the_order_is_the_ladders_for_any_number_of_workers(ladder, workers, context):
+    dataset = LadderDataset(ladder)
+    dataset[0]  # whatever a parent process keeps open must not reach its workers
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=SequentialSampler(dataset),
+        num_workers=workers,
+        multiprocessing_context=context,
+    )
+    assert [prompt.id for prompt in loader] == [f"geo.3k-{number}" for number in range(9)]
+
+
+class TestDefects:
+    @pytest.fixture
+    def read_one(self, tmp_path, write_tar):
+        def read(*members, **options):
+            return LadderDataset(write_tar(tmp_path / "t.tar", members), **options)[0]
+
+        return read
+
+    def test_corrupt_image(self, read_one, document, encoded):
+        skipped = read_one(("a.json", document()), ("a.img0.png", encoded(size=(60, 60), color=(1, 2, 3))[:70]))
+        assert isinstance(skipped, Skipped)
+        assert (skipped.position, skipped.reason) == (0, "image_corrupt")
+        assert "t.tar, sample a: img0.png" in skipped.detail
+
+    def test_something_else_under_the_name_of_an_image(self, read_one, document):
+        postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+        assert read_one(("a.json", document()), ("a.img0.png", postscript)).reason == "image_corrupt"
+
+    def test_too_large_image_is_not_decoded(self, read_one, document, encoded, monkeypatch):
+        members = ("a.json", document()), ("a.img0.png", encoded(size=(100, 100)))
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+        assert read_one(*members, max_image_pixels=9_999).reason == "image_too_large"
+
+    def test_decompression_bomb(self, read_one, document, encoded, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        members = ("a.json", document()), ("a.img0.png", encoded(size=(100, 100)))
+        assert read_one(*members).reason == "image_too_large"
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            ([], "image_count_mismatch"),
+            (["img0.png", "img1.png"], "image_count_mismatch"),
+            (["img1.png"], "image_count_mismatch"),
+            (["img0.png", "img0.jpg"], "image_count_mismatch"),
+            (["img0.gif"], "image_count_mismatch"),
+            (["png"], "image_count_mismatch"),
+            (["img0.png", "img0.png"], "member_duplicate"),
+            (["img0.png", "meta.json", "left.img1.png", "txt"], None),
+            (["IMG0.JPEG"], None),
+        ],
+    )
+    def test_image_members(self, read_one, document, encoded, names, reason):
+        result = read_one(("a.json", document()), *((f"a.{name}", encoded()) for name in names))
+        assert getattr(result, "reason", None) == reason
+
+    @pytest.mark.parametrize("content", [b"{", b"null", b"[]", b"\xff"])
+    def test_json(self, read_one, content):
+        assert read_one(("a.json", content)).reason == "json_invalid"
+
+    def test_no_json(self, read_one, encoded):
+        assert read_one(("a.img0.png", encoded())).reason == "json_missing"
+        assert read_one(("a.txt", b"")).reason == "json_missing"
+
+    def test_schema(self, read_one, document):
+        assert read_one(("a.json", document(0, answer="\\frac{"))).reason == "gold_unparseable"
+
+    @pytest.mark.parametrize("suffix", ["pyd", "pickle", "pkl", "pth", "json.pyd", "img0.pickle", "pyd.gz"])
+    def test_pickles_are_never_loaded(self, tmp_path, read_one, document, suffix):
+        evidence = tmp_path / "evidence"
+        assert isinstance(read_one(("a.json", document(0)), (f"a.{suffix}", pickle.dumps(Touch(evidence)))), Prompt)
+        assert not evidence.exists()
+        pickle.loads(pickle.dumps(Touch(evidence)))
+        assert evidence.exists()
+
+    def test_a_programming_error_is_not_swallowed(self, ladder, monkeypatch):
+        def broken(*_, **__):
+            raise AttributeError("a bug")
+
+        monkeypatch.setattr(reader, "to_prompt", broken)
+        with pytest.raises(AttributeError, match="a bug"):
+            LadderDataset(ladder)[0]
+
+    def test_a_programming_error_in_decoding_is_not_swallowed(self, ladder, monkeypatch):
+        def broken(*_, **__):
+            raise AttributeError("a bug")
+
+        monkeypatch.setattr(reader, "check_header", broken)
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - webdataset's wrapper has no message
+            LadderDataset(ladder)[1]
+        assert isinstance(caught.value.__cause__, AttributeError)
+
+    def test_a_shard_that_changes_under_the_index(self, ladder):
+        dataset = LadderDataset(ladder)
+        shard = ladder / "shard-000000.tar"
+        content = bytearray(shard.read_bytes())
+        shard.write_bytes(content[: open_index(shard).spans[2].offset + 100])
+        assert isinstance(dataset[1], Prompt)
+        assert dataset[2].reason == "shard_truncated"
+        content[0] ^= 0xFF
+        shard.write_bytes(content)
+        assert dataset[0].reason == "shard_corrupt"
+
+    def test_a_shard_with_other_samples_under_the_index(self, tmp_path, write_tar, document):
+        tar = write_tar(tmp_path / "t.tar", [("a.json", document(0))])
+        dataset = LadderDataset(tar)
+        write_tar(tar, [("b.json", document(0))])
+        assert dataset[0].reason == "shard_corrupt"
+
+
+class TestShards:
+    def test_a_truncated_shard_moves_no_position(self, ladder):
+        shard = ladder / "shard-000001.tar"
+        shard.write_bytes(shard.read_bytes()[: open_index(shard).spans[1].offset + 600])
+        dataset = LadderDataset(ladder)
+        results = list(dataset)
+        assert len(dataset) == 9
+        assert dataset.problems == {"shard_truncated": 1}
+        assert [result.reason for result in results if isinstance(result, Skipped)] == ["shard_truncated"] * 2
+        assert [result.position for result in results] == list(range(9))
+        assert results[6].id == "geo.3k-6"
+        assert dataset.difficulties[3:6] == [3 / 8, None, None]
+
+    def test_a_missing_shard_is_refused_by_default(self, ladder):
+        (ladder / "shard-000001.tar").unlink()
+        with pytest.raises(ValueError, match=r"shard-000001\.tar is missing; restore the file, or pass missing_shards"):
+            LadderDataset(ladder)
+
+    def test_a_missing_shard_is_skipped_on_request(self, ladder):
+        (ladder / "shard-000001.tar").unlink()
+        dataset = LadderDataset(ladder, missing_shards="skip")
+        assert dataset.problems == {"shard_missing": 1}
+        assert [getattr(result, "reason", "") for result in dataset] == [""] * 3 + ["shard_missing"] * 3 + [""] * 3
+
+    def test_an_unknown_choice_is_refused(self, ladder):
+        with pytest.raises(ValueError, match="missing_shards is 'ignore'; choose"):
+            LadderDataset(ladder, missing_shards="ignore")
+
+    def test_a_shard_of_another_ladder_is_refused(self, ladder, tmp_path, make_sample):
+        write_ladder(map(make_sample, range(2)), tmp_path / "other")
+        (tmp_path / "other" / "shard-000000.tar").replace(ladder / "shard-000001.tar")
+        with pytest.raises(ValueError, match=r"holds 2 samples, ladder\.json says 3"):
+            LadderDataset(ladder)
+
+    def test_foreign_tars(self, tmp_path, write_tar, document, encoded):
+        for name in ("b", "a"):
+            members = [(f"{name}/7.json", document(id=name)), (f"{name}/7.img0.webp", encoded(format="WEBP"))]
+            write_tar(tmp_path / f"{name}.tar", members)
+        a, b = tmp_path / "a.tar", tmp_path / "b.tar"
+        for ladder, expected in [
+            (tmp_path, ["a", "b"]),
+            (str(tmp_path / "*.tar"), ["a", "b"]),
+            ([b, str(a)], ["b", "a"]),
+            (b, ["b"]),
+        ]:
+            assert [prompt.id for prompt in LadderDataset(ladder)] == expected
+
+    def test_nothing_to_read(self, tmp_path):
+        for ladder in (tmp_path, str(tmp_path / "*.tar"), []):
+            with pytest.raises(ValueError, match="holds no shards"):
+                LadderDataset(ladder)
+        with pytest.raises(ValueError, match=r"no\.tar is missing; restore the file$"):
+            LadderDataset(tmp_path / "no.tar")
+
+    def test_the_held_out_part_beside_the_shards_is_not_read(self, ladder, make_sample):
+        write_ladder([make_sample()], ladder / "held_out")
+        assert len(LadderDataset(ladder)) == 9
+        assert json.loads((ladder / "ladder.json").read_text())["samples"] == 9
