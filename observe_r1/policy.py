@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from observe_r1.encoding import PromptOptions
 from observe_r1.experience import GroupSlice
 from observe_r1.logprobs import TokenLogprobs, padded_logprobs
-from observe_r1.torchvision_compat import ensure_importable
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -43,7 +43,8 @@ class PolicyOptions:
     """Which model is trained, and which of its weights.
 
     Args:
-        pretrained: Directory or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
+        pretrained: Directory or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model; `quickstart` is the tiny policy
+            that comes with the package.
         attn_implementation: `sdpa`, `eager` or, where installed, `flash_attention_2`.
         freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
         gradient_checkpointing: Compute activations again in the backward instead of keeping them.
@@ -167,31 +168,36 @@ def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -
 
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
     """The model's own processor, with the pixel limits of the prompt options."""
-    ensure_importable()
     from transformers import AutoProcessor
 
-    _check_exists(pretrained)
     limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-    return AutoProcessor.from_pretrained(pretrained, **{key: value for key, value in limits.items() if value})
+    given = {key: value for key, value in limits.items() if value is not None}
+    return AutoProcessor.from_pretrained(locate(pretrained), **given)
 
 
 def _load_model(options: PolicyOptions, dtype: torch.dtype) -> Any:
-    ensure_importable()
     from transformers import AutoModelForImageTextToText
 
-    _check_exists(options.pretrained)
     return AutoModelForImageTextToText.from_pretrained(
-        options.pretrained, dtype=dtype, attn_implementation=options.attn_implementation
+        locate(options.pretrained), dtype=dtype, attn_implementation=options.attn_implementation
     )
 
 
-def _check_exists(pretrained: str) -> None:
+def locate(pretrained: str) -> str:
+    """What `from_pretrained` takes for a configured name.
+
+    Raises:
+        ValueError: The name looks like a directory and there is none.
+    """
+    if pretrained == "quickstart":
+        return str(files("observe_r1.quickstart") / "policy")
     looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
     if looks_local and not Path(pretrained).expanduser().is_dir():
         raise ValueError(
             f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or a hub "
             "name such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
+    return str(Path(pretrained).expanduser()) if looks_local else pretrained
 
 
 def _add_adapters(model: Any, options: LoraOptions) -> Any:

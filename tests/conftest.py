@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,39 @@ def tiny_ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [make_question("train", seed=5, index=index).prompt() for index in range(24)]
     write_ladder(prompts, directory, samples_per_shard=8)
     return directory
+
+
+@pytest.fixture(scope="session")
+def held_out_ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 held-out questions."""
+    directory = tmp_path_factory.mktemp("ladders") / "held_out"
+    write_ladder([make_question("held_out", seed=5, index=index).prompt() for index in range(12)], directory)
+    return directory
+
+
+class CommandLine:
+    """Runs `observe-r1` in a process of its own, as a user does."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *arguments: object, expect: int | None = 0, timeout: int = 400) -> str:
+        """Output of the command, which has to exit with `expect`."""
+        finished = subprocess.run(
+            [sys.executable, "-m", "observe_r1", *map(str, arguments)],
+            cwd=self.directory,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        output = finished.stdout + finished.stderr
+        assert expect is None or finished.returncode == expect, output[-6000:]
+        return output
+
+
+@pytest.fixture(scope="session")
+def command_line() -> type[CommandLine]:
+    """Give it the directory to run in."""
+    return CommandLine

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image
@@ -15,18 +17,8 @@ DEFAULT_MAX_PIXELS = 64_000_000  # 192 MB as RGB; below the size at which Pillow
 STORED_FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}  # MPO: a JPEG with further frames
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none that starts an interpreter, such as EPS
 
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    LookupError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises on damaged image data."""
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)
+"""What Pillow raises on damaged PNG, JPEG and WebP data."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +35,8 @@ def check_header(data: bytes, max_pixels: int, formats: tuple[str, ...] = ("PNG"
     Raises:
         BadSample: `image_corrupt`, `image_too_large` or `image_unsupported`.
     """
-    try:
+    with _defects_named():
         image = Image.open(io.BytesIO(data), formats=formats)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample("image_too_large", str(error)) from error
-    except UNREADABLE as error:
-        raise BadSample("image_corrupt", f"not readable as {', '.join(formats)}: {error}") from error
     width, height = image.size
     if width * height > max_pixels:
         raise BadSample("image_too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
@@ -72,10 +60,8 @@ def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS
     """
     if isinstance(image, bytes):
         opened = check_header(image, max_pixels, READABLE_FORMATS)
-        try:
+        with _defects_named():
             opened.load()
-        except UNREADABLE as error:
-            raise BadSample("image_corrupt", str(error)) from error
         extension = STORED_FORMATS.get(opened.format or "")
         if extension is not None and not _is_transparent(opened):
             return StoredImage(image, extension)
@@ -83,6 +69,16 @@ def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS
     buffer = io.BytesIO()
     _on_white(image).save(buffer, format="PNG")
     return StoredImage(buffer.getvalue(), "png")
+
+
+@contextmanager
+def _defects_named() -> Iterator[None]:
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample("image_too_large", str(error)) from error
+    except (*UNREADABLE, TypeError) as error:  # TypeError: a TIFF tag of another type than it should have
+        raise BadSample("image_corrupt", str(error)) from error
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import re
 import tarfile
 from collections import Counter
@@ -23,6 +24,8 @@ from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, UNREADABLE, StoredImage
 from observe_r1.ladder.index import SampleSpan, open_index
 from observe_r1.ladder.manifest import FILE_NAME, Manifest
 from observe_r1.ladder.sample import BadSample, Reason, Sample, parse_json, to_prompt
+
+logger = logging.getLogger(__name__)
 
 IMAGE_MEMBER = re.compile(r"img(\d+)\.(?:png|jpe?g|webp)")
 
@@ -102,10 +105,14 @@ class LadderDataset(Dataset[Prompt | Skipped]):
                 skip = "" if announced is None else ", or pass missing_shards='skip' to train without its samples"
                 raise ValueError(f"shard {tar} is missing; restore the file{skip}")
             self.problems["shard_missing"] += 1
+            logger.warning("%s is missing: its %d samples are skipped", tar, announced)
             return [_Slot(tar, None, "shard_missing")] * announced
         index = open_index(tar)
         if index.problem is not None:
             self.problems[index.problem] += 1
+            logger.warning(
+                "%s: %s after sample %d; the rest of the shard is lost", tar, index.problem, len(index.spans)
+            )
         slots = [_Slot(tar, span) for span in index.spans]
         if announced is None or len(slots) == announced:
             return slots

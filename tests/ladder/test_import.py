@@ -16,13 +16,13 @@ from urllib.parse import quote
 import pytest
 
 from observe_r1.experience import Prompt
-from observe_r1.ladder import addresses
+from observe_r1.ladder import addresses, importers
 from observe_r1.ladder.addresses import read_image
-from observe_r1.ladder.command import import_ladder
-from observe_r1.ladder.importers import read_rows, sample_of
+from observe_r1.ladder.importers import import_ladder
 from observe_r1.ladder.index import open_index
 from observe_r1.ladder.manifest import Manifest
 from observe_r1.ladder.reader import LadderDataset, read_members
+from observe_r1.ladder.rows import read_rows, sample_of
 from observe_r1.ladder.sample import BadSample
 
 
@@ -172,6 +172,8 @@ class TestOrder:
         assert not (tmp_path / "ladder").exists()
 
 
+WORDS = {"type": "text", "text": "How many?"}
+
 SKIPPED = [
     ("json_invalid", '{"answer": '),
     ("json_invalid", "[1]"),
@@ -188,6 +190,12 @@ SKIPPED = [
     ("control_token_in_text", {"message": chat(text="<|image_pad|>?"), "answer": "3"}),
     ("gold_unparseable", release_row(answer="\\frac{1}{2")),
     ("gold_unparseable", release_row(answer="$ $")),
+    ("image_count_mismatch", {"message": [{"role": "user", "content": [{"type": "image"}, WORDS]}], "answer": "3"}),
+    ("image_count_mismatch", {"message": [{"role": "user", "content": "<image>?"}], "answer": "3"}),
+    (
+        "image_count_mismatch",
+        {"message": [{"role": "user", "content": "<image>?"}], "images": ["good.png", "good.png"], "answer": "3"},
+    ),
     ("image_missing", release_row("file:///no/such/file.png")),
     ("image_missing", release_row("http://127.0.0.1:9/closed.png")),
     ("image_missing", release_row("data:nonsense")),
@@ -239,7 +247,8 @@ class TestSkippedRows:
             import_ladder(tmp_path / "rows.json", tmp_path / "ladder")
 
     @pytest.mark.parametrize(
-        ("options", "message"), [({"limit": 0}, "limit is 0"), ({"mixing": "all"}, "mixing is 'all'")]
+        ("options", "message"),
+        [({"limit": 0}, "limit is 0"), ({"mixing": "all"}, "mixing is 'all'"), ({"holdout": -1}, "holdout is -1")],
     )
     def test_wrong_options(self, tmp_path, options, message):
         with pytest.raises(ValueError, match=message):
@@ -252,6 +261,65 @@ class TestSkippedRows:
     def test_images_are_not_fetched_for_a_row_that_is_refused_anyway(self, tmp_path):
         with pytest.raises(BadSample, match="gold_unparseable"):
             sample_of(release_row("file:///no/such.png", answer="\\frac{"), "id", tmp_path)
+
+
+class TestPlacesOfImages:
+    """What the content of two user messages becomes: texts, and numbers for images."""
+
+    @pytest.mark.parametrize(
+        ("first", "second", "column", "placed"),
+        [
+            ("A", "B", ["x", "y"], [["x", "y", "A"], ["B"]]),
+            ("<image>A", "B<image><image>", ["x", "y", "z"], [["x", "A"], ["B", "y", "z"]]),
+            ([{"type": "image"}, {"type": "text", "text": "A"}], "B<image>", ["x", "y"], [["x", "A"], ["B", "y"]]),
+            ([{"type": "text", "text": "A"}, {"type": "image", "text": None}], "B", ["x"], [["A", "x"], ["B"]]),
+            (
+                [{"type": "image", "image": "p"}, {"type": "text", "text": "A <image>."}],
+                "B",
+                [],
+                [["A ", "p", "."], ["B"]],
+            ),
+            ([{"type": "image", "image": "p"}, {"type": "text", "text": "A"}], "B", ["x"], [["x", "p", "A"], ["B"]]),
+            (
+                [{"type": "image_url", "image_url": {"url": "p"}}, {"type": "text", "text": "A"}],
+                "B",
+                [],
+                [["p", "A"], ["B"]],
+            ),
+        ],
+    )
+    def test_column_items_and_markers(self, tmp_path, encoded, first, second, column, placed):
+        colors = {"p": 10, "x": 20, "y": 30, "z": 40}
+        for name, color in colors.items():
+            (tmp_path / name).write_bytes(encoded(color, mode="L"))
+        messages = [{"role": "user", "content": content} for content in (first, second)]
+        sample = sample_of({"messages": messages, "images": column, "answer": "1"}, "id", tmp_path)
+        named = {encoded(color, mode="L"): name for name, color in colors.items()}
+        names = [named[image.data] for image in sample.images]
+        found = [
+            [item["text"] if item["type"] == "text" else names[item["index"]] for item in message["content"]]
+            for message in sample.messages
+        ]
+        assert found == placed
+
+
+def test_golds_that_math_verify_cannot_compare_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        importers, "gold_problems", lambda golds, _: ["hostile" if gold.answer == "x^2" else None for gold in golds]
+    )
+    monkeypatch.setattr(importers, "GOLDS_PER_BATCH", 2)
+    rows = [release_row(answer=answer, difficulty=0.5) for answer in ("1", "x^2", "2", "3", "x^2")]
+    report = import_ladder(write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "ladder")
+    assert (report.samples, report.skipped) == (3, {"gold_unparseable": 2})
+    assert [entry["row"] for entry in skipped_rows(tmp_path / "ladder")] == [2, 5]
+    source = write_lines(tmp_path / "none.jsonl", [release_row(answer="x^2")])
+    with pytest.raises(ValueError, match="can be used: 1 gold_unparseable"):
+        import_ladder(source, tmp_path / "empty")
+
+
+def test_math_verify_itself_accepts_a_formula(tmp_path):
+    rows = [release_row(answer=r"$\sqrt{2}+x$"), release_row(answer="3")]
+    assert import_ladder(write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "ladder").samples == 2
 
 
 class TestAddresses:
@@ -271,7 +339,9 @@ class TestAddresses:
             look_up("z.png", image_root=root)
 
     @pytest.fixture
-    def server(self, tmp_path):
+    def server(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+
         class Quiet(SimpleHTTPRequestHandler):
             def log_message(self, *_):
                 pass
@@ -286,7 +356,7 @@ class TestAddresses:
     def test_download(self, tmp_path, server, picture, monkeypatch):
         address = f"{server}/{quote(picture.name)}"
         assert read_image(address, tmp_path) == picture.read_bytes()
-        with pytest.raises(BadSample, match="image_missing.*404"):
+        with pytest.raises(BadSample, match=r"image_missing.*404"):
             read_image(f"{server}/no.png", tmp_path)
         monkeypatch.setattr(addresses, "MAX_BYTES", 10)
         with pytest.raises(BadSample, match="image_too_large"):

@@ -71,7 +71,7 @@ class TestPrompts:
 
         class Counted:
             def __init__(self, *arguments, **options):
-                self.file = open(*arguments, **options)
+                self.file = open(*arguments, **options)  # noqa: SIM115 - closed by __exit__
 
             def __enter__(self):
                 return self

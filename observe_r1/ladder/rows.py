@@ -1,0 +1,220 @@
+"""Rows of the Observe-R1 release's format, JSON or JSON Lines, to samples.
+
+A row has `message` (or `messages`), a chat as a list or as that list in a JSON string; `answer`; and where known `id`,
+`source`, `answer_type`, `choices`, `precision`, `unit`, `difficulty`, `complexity`, `n_correct`, `n_rollouts`. Images
+are items `{"type": "image", "image": …}` of a message, or stand in the column `images` (or `image`) of the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from observe_r1.ladder.addresses import read_image
+from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, StoredImage, store_image
+from observe_r1.ladder.sample import BadSample, Sample, parse_json
+
+MARKER = "<image>"  # where an image belongs in a text, in data sets that keep images apart
+REFERENCES = ("image", "image_url", "url", "path")  # keys of an image item that hold its path or address
+COPIED = ("answer_type", "choices", "precision", "unit", "difficulty", "complexity", "n_correct", "n_rollouts")
+
+
+def read_rows(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """The rows of a JSON list or of JSON Lines, numbered from 1 (JSON Lines: the line's number).
+
+    A line that is not JSON comes as the `BadSample` that says so. JSON Lines are read line by line, a list as a whole.
+
+    Raises:
+        ValueError: The file holds a JSON list that cannot be parsed.
+    """
+    if _starts_with_bracket(file):
+        try:
+            yield from enumerate(json.load(file), start=1)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"the input starts as a JSON list but cannot be parsed ({error}); repair the file"
+            ) from error
+        return
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except BadSample as bad:
+                yield number, bad
+
+
+def sample_of(
+    row: object,
+    default_id: str,
+    directory: Path,
+    *,
+    image_root: Path | None = None,
+    system_prompt: str | None = None,
+    max_image_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Sample[StoredImage]:
+    """The sample that a row describes.
+
+    Args:
+        row: As `read_rows` gives it.
+        default_id: The sample's id if the row has none.
+        directory: Where the input lies, for relative image paths.
+        image_root: Where the images lie.
+        system_prompt: Takes the place of the row's system message.
+        max_image_pixels: Largest width × height of an image.
+
+    Raises:
+        BadSample: The row is not usable.
+    """
+    if isinstance(row, BadSample):
+        raise row
+    if not isinstance(row, Mapping):
+        raise BadSample("json_invalid", f"a row is a JSON object, this is {type(row).__name__}")
+    messages, references = _place_images(_messages(row), _column_images(row))
+    if system_prompt is not None:
+        messages = [message for message in messages if message.get("role") != "system"]
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    document = {name: row.get(name) for name in COPIED}
+    document |= {"messages": messages, "id": _plain(row.get("id"), default_id), "source": _plain(row.get("source"), "")}
+    document["answer"] = _plain(row.get("answer"), None)
+    if document["difficulty"] is None and document["n_rollouts"] and isinstance(document["n_correct"], int):
+        document["difficulty"] = 1 - document["n_correct"] / document["n_rollouts"]
+    # Texts, numbers and the gold are checked before any image is fetched.
+    Sample.from_document(document, references)
+    images = [store_image(read_image(reference, directory, image_root), max_image_pixels) for reference in references]
+    return Sample.from_document(document, images)
+
+
+def _starts_with_bracket(file: BinaryIO) -> bool:
+    """Whether the first character that is not white space is `[`; leaves the file at its start."""
+    first = b""
+    while (byte := file.read(1)) and not first:
+        first = byte.strip(b" \t\r\n\xef\xbb\xbf")
+    file.seek(0)
+    return first == b"["
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = row.get("messages", row.get("message"))
+    if messages is None:
+        raise BadSample("field_missing", "message")
+    if isinstance(messages, str):
+        messages = parse_json(messages)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise BadSample("messages_invalid", f"not a list of chat messages: {messages!r:.80}")
+    return messages
+
+
+def _column_images(row: Mapping[str, Any]) -> list[str]:
+    images = row.get("images", row.get("image"))
+    if images is None:
+        return []
+    return [_reference(image) for image in (images if isinstance(images, list) else [images])]
+
+
+def _reference(image: object) -> str:
+    """The path or address in an image item: a text, or one level down, as in `{"url": …}`."""
+    if isinstance(image, Mapping):
+        image = next((image[name] for name in REFERENCES if image.get(name)), None)
+        return _reference(image) if isinstance(image, (str, Mapping)) else _reference(None)
+    if not isinstance(image, str) or not image.strip():
+        raise BadSample("messages_invalid", f"an image is a path, an address or a data URL, not {image!r:.80}")
+    return image
+
+
+def _place_images(messages: Sequence[dict[str, Any]], column: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The messages with image items that hold indices, and the image references in the order of those indices.
+
+    Images of the row's column fill, in order, the image items without a reference and the markers in the texts. Where
+    there are neither, they go to the first user message, ahead of what it holds.
+    """
+    remaining = deque(column)
+    contents = [_items(message) for message in messages]
+    if not any(_wants_image(item) for items in contents for item in items):
+        for message, items in zip(messages, contents, strict=True):
+            if message.get("role") == "user":
+                items[:0] = [{"type": "image", "image": image} for image in remaining]
+                remaining.clear()
+                break
+    placed: list[dict[str, Any]] = []
+    references: list[str] = []
+    for message, items in zip(messages, contents, strict=True):
+        content: list[dict[str, Any]] = []
+        for item in _at_markers([_filled(item, remaining) for item in items], remaining):
+            if _is_image(item):
+                content.append({"type": "image", "index": len(references)})
+                references.append(_reference(item))
+            else:
+                content.append(item)
+        placed.append({"role": message.get("role"), "content": content})
+    if remaining:
+        raise BadSample("image_count_mismatch", f"{len(remaining)} images of the row have no place in the messages")
+    return placed, references
+
+
+def _items(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise BadSample("messages_invalid", f"content is neither text nor a list of items: {message!r:.80}")
+    return list(content)
+
+
+def _is_image(item: Mapping[str, Any]) -> bool:
+    return item.get("type") in ("image", "image_url")
+
+
+def _refers(item: Mapping[str, Any]) -> bool:
+    return any(item.get(name) is not None for name in REFERENCES)
+
+
+def _wants_image(item: Mapping[str, Any]) -> bool:
+    return (_is_image(item) and not _refers(item)) or _markers(item) > 0
+
+
+def _markers(item: Mapping[str, Any]) -> int:
+    text = item.get("text")
+    return text.count(MARKER) if isinstance(text, str) else 0
+
+
+def _filled(item: dict[str, Any], remaining: deque[str]) -> dict[str, Any]:
+    if not _is_image(item) or _refers(item):
+        return item
+    if not remaining:
+        raise BadSample("image_count_mismatch", "an image item without a path, and no image of the row left for it")
+    return {"type": "image", "image": remaining.popleft()}
+
+
+def _at_markers(items: list[dict[str, Any]], remaining: deque[str]) -> list[dict[str, Any]]:
+    """The items with the images of the message, then those of the row, where its markers want them."""
+    markers = sum(map(_markers, items))
+    if not markers:
+        return items
+    images = deque(item for item in items if _is_image(item))
+    while len(images) < markers and remaining:
+        images.append({"type": "image", "image": remaining.popleft()})
+    if len(images) != markers:
+        raise BadSample("image_count_mismatch", f"{markers} times {MARKER} in the text, {len(images)} images")
+    content: list[dict[str, Any]] = []
+    for item in items:
+        if _is_image(item):
+            continue
+        if not _markers(item):
+            content.append(item)
+            continue
+        for number, piece in enumerate(item["text"].split(MARKER)):
+            if number:
+                content.append(images.popleft())
+            if piece.strip():
+                content.append({"type": "text", "text": piece})
+    return content
+
+
+def _plain(value: object, default: str | None) -> object:
+    """Identifiers and answers may come as numbers; anything else is left for validation to refuse."""
+    if value is None:
+        return default
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value

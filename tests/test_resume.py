@@ -1,0 +1,130 @@
+"""A run that is killed and resumed equals one that never was, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Beside the run, as a user's own file: kills the process without warning at one point of the run, once.
+KILLER = '''
+import os, signal
+from pathlib import Path
+import lightning as L
+
+class Killer(L.Callback):
+    def __init__(self, point: str, count: int):
+        self.point, self.count, self.seen = point, count, 0
+
+    def at(self, point):
+        self.seen += point == self.point
+        if point == self.point and self.seen == self.count and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_rollout_start(self, trainer, module):
+        reward = module.rewards.score
+        def dying(groups):
+            self.at("in_rollout")
+            return reward(groups)
+        if self.point == "in_rollout":
+            module.rewards.score = dying
+
+    def on_train_batch_end(self, *_):
+        self.at("after_micro_batch")
+'''
+
+BASE = (
+    "fit",
+    "--config=quickstart.yaml",
+    "--trainer.accumulate_grad_batches=2",
+    "--trainer.max_epochs=2",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.limit_val_batches=0",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_last=true",
+    "--trainer.callbacks.save_top_k=0",
+    "--trainer.callbacks+=observe_r1.callbacks.RewardLogger",
+    "--model.sampling.group_size=4",
+    "--model.sampling.max_new_tokens=24",
+    "--model.updates.steps_per_rollout=2",
+    "--model.updates.epochs_per_rollout=2",
+    "--model.kl={coefficient: 0.05, placement: loss, estimator: k3}",
+    "--data.class_path=observe_r1.datamodules.NeuraLadderDataModule",
+    "--data.prompts_per_rollout=6",
+    "--data.workers=0",
+)
+
+
+def final_state(directory: Path) -> dict[str, Any]:
+    return dict(torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True))
+
+
+def assert_equal(one: Any, other: Any, path: str = "") -> None:
+    """Bit for bit, through all containers."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_equal(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{path}/{number}")
+    else:
+        assert one == other, path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_ladder: Path, command_line: Any) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    command_line(directory)(*BASE, f"--data.ladder={tiny_ladder}")
+    return final_state(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [
+        ("in_rollout", 2),  # while the second rollout is being scored
+        ("after_micro_batch", 4),  # after the second optimizer step of a rollout of four
+        ("after_micro_batch", 7),  # between the two micro-batches of an optimizer step
+        ("after_micro_batch", 32),  # after the last micro-batch of the first epoch
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    point: str,
+    count: int,
+    tmp_path: Path,
+    tiny_ladder: Path,
+    uninterrupted: dict[str, Any],
+    command_line: Callable[[Path], Any],
+) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    run = command_line(tmp_path)
+    arguments = (
+        *BASE,
+        f"--data.ladder={tiny_ladder}",
+        "--trainer.callbacks+=killer.Killer",
+        f"--trainer.callbacks.point={point}",
+        f"--trainer.callbacks.count={count}",
+    )
+    run(*arguments, expect=-9)
+    assert (tmp_path / "killed").exists()
+    has_checkpoint = (tmp_path / "checkpoints" / "last.ckpt").exists()
+    run(*arguments, *(["--ckpt_path=checkpoints/last.ckpt"] if has_checkpoint else []))
+    resumed = final_state(tmp_path)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_equal(resumed[part], uninterrupted[part], part)
+    assert_equal(
+        resumed["NeuraLadderDataModule"]["ranks"], uninterrupted["NeuraLadderDataModule"]["ranks"], "data module"
+    )
+    assert resumed["observe_r1"]["rollout_figures"].keys() == uninterrupted["observe_r1"]["rollout_figures"].keys()
