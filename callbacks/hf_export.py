@@ -20,7 +20,9 @@ class HFExport(L.Callback):
 
     def __init__(self, directory: str | None = None, every_n_steps: int = 0) -> None:
         if every_n_steps < 0:
-            raise ValueError(f"HFExport.every_n_steps is {every_n_steps}: use 0 (only at the end) or a positive number.")
+            raise ValueError(
+                f"HFExport.every_n_steps is {every_n_steps}: use 0 (only at the end) or a positive number."
+            )
         self.directory = directory
         self.every_n_steps = every_n_steps
 

@@ -124,7 +124,9 @@ class OptimizerStep:
 
     micro_batches: list[Assignment]
     totals: StepTotals
-    filler: frozenset[tuple[int, int]] = frozenset()  # (group, completion) that only keep a micro-batch from being empty
+    filler: frozenset[tuple[int, int]] = (
+        frozenset()
+    )  # (group, completion) that only keep a micro-batch from being empty
 
 
 @dataclass

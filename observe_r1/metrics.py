@@ -79,7 +79,9 @@ class PassRate(Metric):
         for name, size in (("correct", LEVELS + 1), ("total", LEVELS + 1), ("well_formed", 1), ("tokens", 1)):
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, difficulties: Sequence[float | None], correct: Tensor, well_formed: Tensor, lengths: Tensor) -> None:
+    def update(
+        self, difficulties: Sequence[float | None], correct: Tensor, well_formed: Tensor, lengths: Tensor
+    ) -> None:
         """Adds answers: one difficulty each, [N] bool correct and well_formed, [N] lengths in tokens."""
         levels = [level_of(difficulty) for difficulty in difficulties]
         rows = torch.tensor([LEVELS if level is None else level for level in levels], device=self.correct.device)

@@ -119,9 +119,7 @@ def assemble_assignment(
         ],
         lengths=torch.tensor([len(completion) for completion in chosen]),
         advantages=torch.stack([_scores(groups[g]).advantage[c] for g, c in items]).float(),
-        trained=torch.tensor(
-            [float(_is_trained(groups[g], c) and (g, c) not in step.filler) for g, c in items]
-        ),
+        trained=torch.tensor([float(_is_trained(groups[g], c) and (g, c) not in step.filler) for g, c in items]),
         sampler_logprobs=torch.cat([completion.sampler_logprobs for completion in chosen]),
         totals=step.totals,
         last_of_step=last_of_step,

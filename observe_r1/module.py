@@ -229,6 +229,7 @@ class ObserveR1(L.LightningModule):
 
     def _ready_engine(self) -> RolloutEngine:
         if not self._engine_is_ready:
+            self.rewards.setup()
             self.engine.setup(self.policy, self.encoder.tokenizer)
             self._engine_is_ready = True
         return self.engine

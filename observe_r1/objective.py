@@ -43,7 +43,9 @@ class ObjectiveOptions:
 
     def __post_init__(self) -> None:
         if self.name == "dr_grpo" and not self.constant_length:
-            raise ValueError("objective.name is dr_grpo, which needs objective.constant_length: set it to max_new_tokens.")
+            raise ValueError(
+                "objective.name is dr_grpo, which needs objective.constant_length: set it to max_new_tokens."
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"objective.dual_clip is {self.dual_clip}, but it must be greater than 1 (3 is usual).")
         if self.epsilon_low < 0 or self.epsilon_high < 0:

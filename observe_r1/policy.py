@@ -129,7 +129,9 @@ class Policy(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Moves and casts like any module, but rotary frequencies stay float32: in bf16 they are off by up to 1/256."""
-        kept = [(m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False) if "inv_freq" in name]
+        kept = [
+            (m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False) if "inv_freq" in name
+        ]
         super()._apply(fn, recurse)
         for module, name, buffer in kept:
             setattr(module, name, buffer.to(getattr(module, name).device))
@@ -206,9 +208,7 @@ def _add_adapters(model: Any, options: LoraOptions) -> Any:
     except ImportError as error:
         raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
     targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
-    config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets
-    )
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets)
     return get_peft_model(model, config)
 
 

@@ -39,7 +39,9 @@ class Sequences:
     @staticmethod
     def draw(seed: int) -> Sequences:
         generator = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(1, 9, (int(torch.randint(2, 7, (), generator=generator)),), generator=generator).tolist()
+        lengths = torch.randint(
+            1, 9, (int(torch.randint(2, 7, (), generator=generator)),), generator=generator
+        ).tolist()
         old = [-torch.rand(n, generator=generator, dtype=torch.float64) * 4 for n in lengths]
         new = [(o + 0.5 * torch.randn(len(o), generator=generator, dtype=torch.float64)).requires_grad_() for o in old]
         return Sequences(new, old, torch.randn(len(lengths), generator=generator, dtype=torch.float64).tolist())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 # Beside the run, as a user's own file: kills the process without warning at one point of the run, once.
-KILLER = '''
+KILLER = """
 import os, signal
 from pathlib import Path
 import lightning as L
@@ -35,7 +35,7 @@ class Killer(L.Callback):
 
     def on_train_batch_end(self, *_):
         self.at("after_micro_batch")
-'''
+"""
 
 BASE = (
     "fit",

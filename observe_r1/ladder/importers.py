@@ -91,35 +91,30 @@ def import_ladder(
         staging.mkdir()
         entries: list[_Entry] = []
         with input.open("rb") as file:
-            rows = _limited(read_rows(file), limit)
-            rows = _progress(rows, "reading", console)
+            rows = _progress(_limited(read_rows(file), limit), "reading", console)
             samples = _usable(rows, entries, skips, input, image_root, system_prompt, max_image_pixels)
             staged = write_shards(samples, staging, samples_per_shard, {})
-        _refuse_golds(entries, skips)
-        spans = [
-            (tar, span) for shard in staged.shards for tar in [staging / shard.file] for span in open_index(tar).spans
-        ]
+        tars = [staging / shard.file for shard in staged.shards]
+        spans = [(tar, span) for tar in tars for span in open_index(tar).spans]
 
+        _refuse_golds(entries, skips)
         train, held_out = _plan(entries, skips, holdout, mixing, seed)
         report.samples, report.held_out = len(train.order), len(held_out.order)
         report.order = "curriculum" if _has_difficulties(entries) else "input"
+        matrix = MIXINGS[mixing] if report.order == "curriculum" else None
         built = {
             "by": "observe-r1 ladder import",
             "input": input.name,
             "limit": limit,
             "order": report.order,
+            "mixing": None if matrix is None else asdict(matrix),
+            "holdout": holdout,
             "seed": seed,
             "skipped": dict(sorted(report.skipped.items())),
             "system_prompt": system_prompt,
         }
-        matrix = MIXINGS[mixing] if report.order == "curriculum" else None
-        built_train = built | {"mixing": None if matrix is None else asdict(matrix)}
-        write_shards(
-            _progress(_arranged(spans, train), "writing", console, len(train.order)),
-            unfinished,
-            samples_per_shard,
-            built_train,
-        )
+        ordered = _progress(_arranged(spans, train), "writing", console, len(train.order))
+        write_shards(ordered, unfinished, samples_per_shard, built)
         if held_out.order:
             (unfinished / HELD_OUT).mkdir()
             write_shards(_arranged(spans, held_out), unfinished / HELD_OUT, samples_per_shard, built)

@@ -115,7 +115,7 @@ def _column_images(row: Mapping[str, Any]) -> list[str]:
 
 
 def _reference(image: object) -> str:
-    """The path or address in an image item: a text, or one level down, as in `{"url": …}`."""
+    """The path or address in an image item: a text, or a level further down, as in `{"image_url": {"url": …}}`."""
     if isinstance(image, Mapping):
         image = next((image[name] for name in REFERENCES if image.get(name)), None)
         return _reference(image) if isinstance(image, (str, Mapping)) else _reference(None)
