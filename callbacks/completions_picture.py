@@ -19,7 +19,7 @@ GREEN, RED, GREY = "#1a7f37", "#b42318", "#555555"
 
 def draw_completions(groups: Sequence[PromptGroup], title: str) -> npt.NDArray[np.uint8]:
     """Picture [height, width, 3] with a row per group: image, question and figures, best and worst completion."""
-    figure = Figure(figsize=(13, ROW_INCHES * len(groups) + 0.5), dpi=90, layout="none")
+    figure = Figure(figsize=(13, ROW_INCHES * len(groups) + 0.5), dpi=90)
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(f"Completions, {title}", x=0.01, y=0.995, ha="left", va="top", fontsize=12, weight="bold")
     top = 1 - 0.5 / (ROW_INCHES * len(groups) + 0.5)

@@ -18,10 +18,10 @@ PACKAGES = ("observe-r1", "torch", "transformers", "lightning", "webdataset", "t
 
 
 class RunSummary(L.Callback):
-    """Keeps the held-out pass rate before, during and after the training and writes `summary.json` in the run directory.
+    """Keeps the held-out pass rate of a training and writes `summary.json` in the run directory.
 
-    `before` is the validation that runs ahead of the first step (`num_sanity_val_steps: -1`), `after` the last one; each
-    is null when no such validation ran over all questions.
+    `before` is the validation that runs ahead of the first step (`num_sanity_val_steps: -1`), `after` the one at the
+    last step; each is null when no such validation ran over all questions.
     """
 
     def __init__(self) -> None:

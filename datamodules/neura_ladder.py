@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning as L
 import torch
-
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
+
 from observe_r1.experience import EncodedPrompt, Sealed
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
@@ -114,8 +114,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         ranks = state_dict["ranks"]
         if len(ranks) != self._trainer.world_size:
             raise ValueError(
-                f"The checkpoint was saved by {len(ranks)} ranks and this run has {self._trainer.world_size}: resume on "
-                "the same number of ranks."
+                f"The checkpoint was saved by {len(ranks)} ranks and this run has {self._trainer.world_size}: resume "
+                "on the same number of ranks."
             )
         self._saved = ranks[self._trainer.global_rank]
         if self._loader is not None and self._saved is not None:

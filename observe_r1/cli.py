@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _own_command(name: str, arguments: Sequence[str]) -> None:
 
     from observe_r1.ladder.importers import import_ladder
 
-    commands: dict[str, dict[str, Callable[..., Any]]] = {"ladder": {"import": import_ladder}}
+    commands: dict[str, dict[str, Any]] = {"ladder": {"import": import_ladder}}
     auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)
 
 

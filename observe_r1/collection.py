@@ -21,8 +21,8 @@ class FilteringOptions:
     """Which groups and completions are trained on.
 
     Args:
-        zero_variance: Groups without any advantage: `keep` them (they count in the denominators), or `refill` (drop them
-            and draw further samples of the ladder, as DAPO's dynamic sampling).
+        zero_variance: Groups without any advantage: `keep` them (they count in the denominators), or `refill` (drop
+            them and draw further samples of the ladder, as DAPO's dynamic sampling).
         max_refills: How often a rollout is refilled at most.
         overlong: Completions cut by the length limit: `keep`, or `mask` them out of the loss.
     """

@@ -32,7 +32,7 @@ class PaddedRows:
 
 
 def pad_rows(slices: Sequence[GroupSlice], pad_token_id: int) -> PaddedRows:
-    """Rectangle of all completions with their prompts. The last token of a completion predicts nothing: it is left out."""
+    """All completions with their prompts. The last token of a completion predicts nothing and is left out."""
     device = slices[0].prompt.token_ids.device
     rows: list[tuple[GroupSlice, Tensor]] = [(part, ids) for part in slices for ids in part.completions]
     width = max(part.prompt.token_ids.numel() + ids.numel() - 1 for part, ids in rows)
@@ -89,7 +89,7 @@ def head_logprobs(
     chunk_tokens: int,
     with_entropy: bool = False,
 ) -> TokenLogprobs:
-    """Log-probs [T] of `targets` from hidden states [T, H], chunk by chunk; logits are computed again in the backward."""
+    """Log-probs [T] of `targets` from hidden states [T, H], chunk by chunk; the backward computes the logits again."""
     logprobs, entropies = [], []
     for start in range(0, len(targets), chunk_tokens):
         part = slice(start, start + chunk_tokens)
@@ -116,6 +116,6 @@ def _chunk(
 
 
 def sampling_logprobs(logits: Tensor, forbidden: Tensor, temperature: float) -> Tensor:
-    """log softmax of float32 logits [..., V] / temperature without the forbidden tokens: what sampler and trainer share."""
+    """log softmax of logits [..., V] / temperature without the forbidden tokens: what sampler and trainer share."""
     logits = logits.float() / temperature
     return logits.index_fill(-1, forbidden, float("-inf")).log_softmax(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def deal_steps(
         raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
     dealt: list[OptimizerStep] = []
     bounds = [round(len(groups) * step / steps) for step in range(steps + 1)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         numbers = range(start, end)
         trained = [(g, c) for g in numbers for c in range(len(groups[g].completions)) if _is_trained(groups[g], c)]
         forwarded = [
@@ -89,7 +89,7 @@ def balance(costs: Sequence[float], parts: int) -> list[range]:
         low, high = cuts[-1] + 1, len(costs) - (parts - part)
         cuts.append(min(range(low, high + 1), key=lambda i: abs(cumulative[i] - wanted)))
     cuts.append(len(costs))
-    return [range(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [range(start, end) for start, end in pairwise(cuts)]
 
 
 def assemble(experience: Experience, number: int) -> MicroBatch:
@@ -154,7 +154,7 @@ def _fillers(groups: Sequence[PromptGroup], taken: Sequence[Item], missing: int)
     free = [(g, c) for g in range(len(groups)) for c in range(len(groups[g].completions)) if (g, c) not in set(taken)]
     if len(free) < missing:
         raise ValueError(
-            f"The rollout has {len(free) + len(taken)} completions, fewer than the micro-batches of one optimizer step: "
+            f"The rollout has {len(free) + len(taken)} completions, fewer than one optimizer step has micro-batches: "
             "lower trainer.accumulate_grad_batches or raise data.prompts_per_rollout."
         )
     return sorted(free, key=lambda item: (cost(groups, item), item))[:missing]

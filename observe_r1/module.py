@@ -34,6 +34,7 @@ from observe_r1.collection import (
 )
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
+from observe_r1.logprobs import TokenLogprobs
 from observe_r1.metrics import PassRate, rollout_sums
 from observe_r1.micro_batches import deal_steps
 from observe_r1.objective import (
@@ -241,11 +242,13 @@ class ObserveR1(L.LightningModule):
             yield
 
     def _policy_logprobs(self, batch: MicroBatch) -> Tensor:
-        return self.policy(batch.to(self.device).slices, self.sampling.temperature).logprobs
+        output: TokenLogprobs = self.policy(batch.to(self.device).slices, self.sampling.temperature)
+        return output.logprobs
 
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
         if self.reference is not None:
-            return self.reference(batch.to(self.device).slices, self.sampling.temperature).logprobs
+            output: TokenLogprobs = self.reference(batch.to(self.device).slices, self.sampling.temperature)
+            return output.logprobs
         with self.policy.adapters_off():
             return self._policy_logprobs(batch)
 
@@ -312,14 +315,14 @@ class ObserveR1(L.LightningModule):
     # ---- logging ----------------------------------------------------------------------------------------------------
 
     def call_callbacks(self, hook: str, *arguments: Any) -> None:
-        """Calls `hook(trainer, module, ...)` on every callback that has it; see docs/design.md for the rollout hooks."""
+        """Calls `hook(trainer, module, ...)` on every callback that has it."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             method = getattr(callback, hook, None)
             if method is not None:
                 method(self.trainer, self, *arguments)
 
     def _measure(self, experience: Experience, passed_over: list[PromptGroup]) -> None:
-        """Figures of the rollout, added up over ranks. `training_step` logs them: the loader runs outside of any hook."""
+        """Figures of the rollout over all ranks. `training_step` logs them: the loader runs outside of any hook."""
         sums = rollout_sums([*experience.groups, *passed_over])
         sums["rollout/refilled_groups"] = (float(len(passed_over)), 1.0 / self.trainer.world_size)
         added = self._sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()

@@ -156,13 +156,13 @@ def grpo(tokens: TokenBatch, options: ObjectiveOptions, totals: StepTotals) -> O
 
 
 def dapo(tokens: TokenBatch, options: ObjectiveOptions, totals: StepTotals) -> ObjectiveTerms:
-    """1/Σ_i|o_i| Σ_i Σ_t −min(r A, clip(r) A). DAPO (arXiv 2503.14476), equation 8; with ε_low = ε_high Observe-R1's loss."""
+    """1/Σ_i|o_i| Σ_i Σ_t −min(r A, clip(r) A). DAPO (arXiv 2503.14476), equation 8; Observe-R1 where ε_low = ε_high."""
     per_token, stopped = _clipped_surrogate(_log_ratio(tokens).exp(), tokens.advantages, options)
     return _add_up(per_token, stopped, _token_mean(tokens, totals), tokens)
 
 
 def dr_grpo(tokens: TokenBatch, options: ObjectiveOptions, totals: StepTotals) -> ObjectiveTerms:
-    """1/(N·L) Σ_i Σ_t −min(r A, clip(r) A), L constant. Dr. GRPO (arXiv 2503.20783); use with `advantage.scale: none`."""
+    """1/(N·L) Σ_i Σ_t −min(r A, clip(r) A), L constant. Dr. GRPO (arXiv 2503.20783), with `advantage.scale: none`."""
     assert options.constant_length is not None
     per_token, stopped = _clipped_surrogate(_log_ratio(tokens).exp(), tokens.advantages, options)
     weight = torch.full_like(tokens.logprobs, 1.0 / (options.constant_length * totals.sequences))
@@ -212,7 +212,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal
 
 
 def kl_to_come(kl: Tensor, lengths: Tensor) -> Tensor:
-    """Σ_{s ≥ t} kl_s within each sequence, [T], after the clamp: what the KL in the reward takes from a token's advantage."""
+    """Σ_{s ≥ t} kl_s within each sequence, [T], after the clamp: what KL in the reward takes from an advantage."""
     clamped = kl.clamp(-KL_LIMIT, KL_LIMIT)
     return torch.cat([part.flip(0).cumsum(0).flip(0) for part in clamped.split(lengths.tolist())])
 

@@ -74,7 +74,8 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def transformer(self) -> Any:
@@ -196,8 +197,8 @@ def locate(pretrained: str) -> str:
     looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
     if looks_local and not Path(pretrained).expanduser().is_dir():
         raise ValueError(
-            f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or a hub "
-            "name such as Qwen/Qwen2.5-VL-3B-Instruct."
+            f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or "
+            "a hub name such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
     return str(Path(pretrained).expanduser()) if looks_local else pretrained
 

@@ -87,8 +87,8 @@ class HFRollout(RolloutEngine):
 class SamplerDistribution(LogitsProcessor):  # type: ignore[misc]
     """Shapes the distribution that is sampled from, and keeps the log-prob of each token that was.
 
-    A processor sees a token only at the next step, so it holds one step's distribution and looks the token up in it then:
-    nothing of size tokens x vocabulary is kept.
+    A processor sees a token only at the next step, so it holds one step's distribution and looks the token up in it
+    then: nothing of size tokens x vocabulary is kept.
     """
 
     def __init__(self, forbidden: Tensor, temperature: float, prompt_width: int) -> None:
