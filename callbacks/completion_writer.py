@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from observe_r1.experience import PromptGroup
+from observe_r1.experience import PromptGroup, Sealed
 
 
 class CompletionWriter(BasePredictionWriter):
@@ -34,14 +34,14 @@ class CompletionWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: list[PromptGroup],
+        prediction: Sealed[list[PromptGroup]],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            for group in prediction:
+            for group in prediction.content:
                 prompt = group.prompt.prompt
                 for number, completion in enumerate(group.completions):
                     row = {

@@ -17,7 +17,7 @@ STD_FLOOR = 1e-9  # the release's guard of the division
 EQUAL_REWARDS = 1e-6  # rewards closer than this are equal: what is left is the rounding of their sums
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdvantageOptions:
     """How rewards of a group become advantages.
 

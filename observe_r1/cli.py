@@ -38,9 +38,13 @@ def _own_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _lightning_command() -> None:
+    import logging
     import warnings
 
-    # Lightning's own call of a deprecated torch function, once per process
+    # of no use to a user: Lightning's own call of a deprecated torch function, and its advertisements
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
 
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI

@@ -16,7 +16,7 @@ from observe_r1.micro_batches import assemble_assignment
 from observe_r1.rewards.combination import RewardCombination
 
 
-@dataclass
+@dataclass(frozen=True)
 class FilteringOptions:
     """Which groups and completions are trained on.
 

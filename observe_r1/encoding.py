@@ -16,7 +16,7 @@ SYSTEM_PROMPT = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class PromptOptions:
     """How a sample of the ladder becomes a prompt.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from observe_r1.answers import Gold
 
 Message = Mapping[str, Any]
-"""A chat message: `role`, and `content`: text, or a list of `{"type": "text", …}` and `{"type": "image", "index": i}`."""
+"""A chat message: `role` and `content`, which is text or a list of text items and `{"type": "image", "index": i}`."""
 
 
 @dataclass(frozen=True)

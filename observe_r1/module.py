@@ -11,6 +11,7 @@ Differences from the authors' release, and why, are listed in docs/differences.m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
 
-@dataclass
+@dataclass(frozen=True)
 class UpdateOptions:
     """How often a rollout is trained on.
 
@@ -100,16 +101,16 @@ class ObserveR1(L.LightningModule):
     def __init__(
         self,
         policy: PolicyOptions,
-        prompt: PromptOptions | None = None,
-        sampling: SamplingOptions | None = None,
+        prompt: PromptOptions = PromptOptions(),
+        sampling: SamplingOptions = SamplingOptions(),
         rewards: list[Reward] | None = None,
         rollout: RolloutEngine | None = None,
-        advantage: AdvantageOptions | None = None,
-        objective: ObjectiveOptions | None = None,
-        kl: KLOptions | None = None,
-        importance: ImportanceOptions | None = None,
-        updates: UpdateOptions | None = None,
-        filtering: FilteringOptions | None = None,
+        advantage: AdvantageOptions = AdvantageOptions(),
+        objective: ObjectiveOptions = ObjectiveOptions(),
+        kl: KLOptions = KLOptions(),
+        importance: ImportanceOptions = ImportanceOptions(),
+        updates: UpdateOptions = UpdateOptions(),
+        filtering: FilteringOptions = FilteringOptions(),
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
         validation_max_new_tokens: int | None = None,
@@ -117,16 +118,16 @@ class ObserveR1(L.LightningModule):
     ) -> None:
         super().__init__()
         self.policy_options = policy
-        self.prompt_options = prompt or PromptOptions()
-        self.sampling = sampling or SamplingOptions()
+        self.prompt_options = prompt
+        self.sampling = sampling
         self.rewards = RewardCombination(rewards if rewards is not None else [FormatReward(0.5), AccuracyReward()])
         self.engine = rollout or HFRollout()
-        self.advantage = advantage or AdvantageOptions()
-        self.objective = objective or ObjectiveOptions()
-        self.kl = kl or KLOptions()
-        self.importance = importance or ImportanceOptions()
-        self.updates = updates or UpdateOptions()
-        self.filtering = filtering or FilteringOptions()
+        self.advantage = advantage
+        self.objective = objective
+        self.kl = kl
+        self.importance = importance
+        self.updates = updates
+        self.filtering = filtering
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.greedy = SamplingOptions(1, 0.0, 1.0, validation_max_new_tokens or self.sampling.max_new_tokens)
@@ -139,6 +140,7 @@ class ObserveR1(L.LightningModule):
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
         self._engine_is_ready = False
+        self._train_started = 0.0
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
         if self.objective.name == "dr_grpo" and self.advantage.scale == "std":
@@ -282,6 +284,12 @@ class ObserveR1(L.LightningModule):
         choice = self.importance.correction
         return choice == "always" or (choice == "auto" and not self.engine.is_trainer)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._train_started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.add("train", time.perf_counter() - self._train_started)
+
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
@@ -309,8 +317,8 @@ class ObserveR1(L.LightningModule):
         self.log_dict({f"test/{name}": value for name, value in self.pass_rate.compute().items()})
         self.pass_rate.reset()
 
-    def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> list[PromptGroup]:
-        return self.sample(sealed.content, self.greedy, seed=self.seed)
+    def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
+        return Sealed(self.sample(sealed.content, self.greedy, seed=self.seed))
 
     # ---- logging ----------------------------------------------------------------------------------------------------
 

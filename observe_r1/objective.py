@@ -22,7 +22,7 @@ LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip range; keeps exp() f
 ObjectiveName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObjectiveOptions:
     """Which loss is minimised.
 
@@ -52,7 +52,7 @@ class ObjectiveOptions:
             raise ValueError(f"objective.epsilon_low/high are {self.epsilon_low}/{self.epsilon_high}: use values ≥ 0.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class KLOptions:
     """The pull towards the reference model.
 
@@ -77,7 +77,7 @@ class KLOptions:
             )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImportanceOptions:
     """Correction for a sampler that is not the trainer (vLLM, or an older policy): weights π_old / π_sampler.
 

@@ -21,7 +21,7 @@ from observe_r1.logprobs import TokenLogprobs, padded_logprobs
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoraOptions:
     """Low-rank adapters instead of full weights (extra `lora`); the reference model is then the base, adapters off.
 
@@ -38,7 +38,7 @@ class LoraOptions:
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class PolicyOptions:
     """Which model is trained, and which of its weights.
 

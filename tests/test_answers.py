@@ -52,7 +52,7 @@ def test_gold_refuses(arguments: dict[str, object], named: str) -> None:
         (Gold(r"\sqrt{2}"), "math"),
         (Gold("x - y"), "math"),
         (Gold("2 pi"), "math"),
-        (Gold("α"), "math"),  # noqa: RUF001
+        (Gold("α"), "math"),
         (Gold("(1, 2)"), "math"),
         (Gold("3m"), "math"),
         (Gold("1, 2"), "math"),
@@ -77,7 +77,7 @@ def test_gold_kind(gold: Gold, kind: str) -> None:
         (r"\boxed{1", r"\boxed{1"),
         ("**12**", "12"),
         ("2**3", "2**3"),
-        ("−3", "-3"),  # noqa: RUF001
+        ("−3", "-3"),
         (r"3\text{cm}", "3 cm"),
         (r"\mathrm{x}_{\text{a}}", "x_{a}"),
         (r"\(\dfrac{1}{2}\)", r"\frac{1}{2}"),
@@ -109,7 +109,7 @@ def test_normalise(text: str, normalised: str) -> None:
         ("1,234,567", "1234567"),
         ("1000", "1 000"),
         ("1000", r"1{,}000"),
-        ("-3", "−3"),  # noqa: RUF001
+        ("-3", "−3"),
         ("3", "+3"),
         ("3", "**3**"),
         ("3", r"$\boxed{3}$."),

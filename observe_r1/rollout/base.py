@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from observe_r1.policy import Policy
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingOptions:
     """How completions are sampled while training.
 

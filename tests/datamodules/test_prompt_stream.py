@@ -1,0 +1,139 @@
+"""The order of training: the ladder's, dealt by global index, for any ranks, workers and points of resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream, curriculum_order
+
+from observe_r1.answers import Gold
+from observe_r1.encoding import PromptEncoder, PromptOptions
+from observe_r1.experience import Prompt, Skipped
+from observe_r1.ladder.reader import LadderDataset
+from observe_r1.policy import load_processor
+
+SIZES = st.integers(1, 60)
+ORDERS: st.SearchStrategy[Order] = st.sampled_from(["ladder", "random"])
+
+
+class Numbered:
+    """Stands where an encoded dataset does and gives back positions; some samples are bad."""
+
+    def __init__(self, bad: frozenset[int] = frozenset()) -> None:
+        self.bad = bad
+        self.read: list[int] = []
+
+    def __getitem__(self, position: int) -> object:
+        self.read.append(position)
+        if position in self.bad:
+            return Skipped(position, "image_corrupt", f"sample {position}")
+        return SimpleNamespace(position=position)
+
+
+def positions(stream: PromptStream, count: int) -> list[int]:
+    return [prompt.position for prompt in stream.draw(count)]  # type: ignore[attr-defined]
+
+
+def stream_of(size: int, bad: frozenset[int] = frozenset(), **options: object) -> PromptStream:
+    return PromptStream(Numbered(bad), size, **options)  # type: ignore[arg-type]
+
+
+@given(
+    size=st.integers(1, 60),
+    world=st.integers(1, 5),
+    count=st.integers(1, 20),
+    order=st.sampled_from(["ladder", "random"]),
+)
+def test_the_union_over_ranks_is_the_order(size: int, world: int, count: int, order: Order) -> None:
+    dealt: dict[int, int] = {}
+    for rank in range(world):
+        stream = stream_of(size, rank=rank, world_size=world, order=order, seed=3)
+        number = 0
+        while not stream.exhausted:
+            for position in positions(stream, count):
+                dealt[rank + world * number] = position
+                number += 1
+    assert [dealt[n] for n in range(size)] == list(curriculum_order(size, order, 3, 0))
+    assert sorted(dealt.values()) == list(range(size))
+
+
+@given(
+    size=st.integers(1, 60),
+    start=st.integers(0, 60),
+    count=st.integers(1, 9),
+    order=st.sampled_from(["ladder", "random"]),
+)
+def test_resuming_anywhere_continues_and_reads_nothing_before(size: int, start: int, count: int, order: Order) -> None:
+    whole = stream_of(size, order=order, seed=1)
+    before = positions(whole, min(start, size))
+    resumed = stream_of(size, order=order, seed=1)
+    resumed.load_state_dict(whole.state_dict())
+    rest = [positions(resumed, count) for _ in range(-(-size // count))]
+    assert [p for part in rest for p in part] == list(curriculum_order(size, order, 1, 0))[len(before) :]
+    assert not set(resumed.dataset.read) & set(before)  # type: ignore[attr-defined]
+
+
+def test_random_order_differs_between_epochs_and_seeds() -> None:
+    orders = [tuple(curriculum_order(50, "random", seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_bad_samples_are_counted_with_an_example() -> None:
+    stream = stream_of(6, bad=frozenset({1, 4}))
+    assert positions(stream, 6) == [0, 2, 3, 5]
+    assert stream.skipped == {"image_corrupt": 2}
+    assert stream.examples == {"image_corrupt": "sample 1"}
+
+
+def test_a_block_of_bad_samples_is_drawn_over() -> None:
+    stream = stream_of(10, bad=frozenset(range(4)))
+    assert positions(stream, 2) == [4]
+    assert stream.position == 5
+
+
+def test_nothing_usable_ends_the_epoch() -> None:
+    stream = stream_of(4, bad=frozenset(range(4)))
+    assert positions(stream, 2) == []
+    assert stream.exhausted
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_ladder: Path) -> EncodedDataset:
+    encoder = PromptEncoder(load_processor("quickstart", PromptOptions()), PromptOptions(system_prompt=None))
+    return EncodedDataset(LadderDataset(tiny_ladder), encoder)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_loader_workers_do_not_change_the_order(encoded: EncodedDataset, workers: int) -> None:
+    stream = PromptStream(encoded, 24, workers=workers)
+    drawn = [prompt.prompt.position for _ in range(3) for prompt in stream.draw(8)]
+    assert drawn == list(range(24))
+
+
+def test_encoding_refuses_what_would_break_the_forward(encoded: EncodedDataset) -> None:
+    prompt = encoded.prompts[0]
+    assert isinstance(prompt, Prompt)
+    smuggled = Prompt("x", "", [{"role": "user", "content": "<|image_pad|> and no image"}], [], Gold("3"))
+    refused = encoded.encoder.encode(smuggled)
+    assert isinstance(refused, Skipped)
+    assert refused.reason == "image_count_mismatch"
+    short = PromptEncoder(encoded.encoder.processor, PromptOptions(None, max_prompt_tokens=10))
+    refused = short.encode(prompt)
+    assert isinstance(refused, Skipped)
+    assert (refused.reason, "10" in refused.detail) == ("prompt_too_long", True)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 23))
+def test_encoded_prompts_hold_one_copy_of_the_pixels(encoded: EncodedDataset, position: int) -> None:
+    prompt = encoded[position]
+    assert not isinstance(prompt, Skipped)
+    assert prompt.vision is not None
+    patches = int(prompt.vision.image_grid_thw.prod(1).sum())
+    assert prompt.vision.pixel_values.shape[0] == patches
+    assert int((prompt.mm_token_type_ids == 1).sum()) == patches // 4
