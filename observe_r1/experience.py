@@ -135,8 +135,7 @@ class Experience:
 
     groups: list[PromptGroup]
     steps: list[OptimizerStep]
-    metrics: dict[str, float] = field(default_factory=dict)  # by logging name
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    metrics: dict[str, float] = field(default_factory=dict)  # by logging name, over all ranks
 
     def __len__(self) -> int:
         return sum(len(step.micro_batches) for step in self.steps)

@@ -42,7 +42,6 @@ def to_state(experience: Experience) -> dict[str, Any]:
             for step in experience.steps
         ],
         "metrics": dict(experience.metrics),
-        "seconds": dict(experience.seconds),
     }
 
 
@@ -71,4 +70,4 @@ def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt])
         )
         for step in state["steps"]
     ]
-    return Experience(groups, steps, state["metrics"], state["seconds"])
+    return Experience(groups, steps, state["metrics"])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from observe_r1.experience import PromptGroup
+from observe_r1.experience import MicroBatch, PromptGroup
+from observe_r1.objective import ObjectiveTerms, TokenBatch, kl_estimate
 
 LEVELS = 9  # difficulties are eighths: 0, 1/8 ... 1
 
@@ -57,6 +58,29 @@ def rollout_sums(groups: Sequence[PromptGroup]) -> dict[str, tuple[float, float]
             float(sum(int(correct.sum()) for correct in at_level)),
             float(sum(len(correct) for correct in at_level)),
         )
+    return sums
+
+
+def step_sums(
+    batch: MicroBatch, tokens: TokenBatch, terms: ObjectiveTerms, loss: Tensor, entropy: Tensor | None
+) -> dict[str, Tensor]:
+    """What a micro-batch adds to the figures of its optimizer step: means over the tokens that passed the model.
+
+    `kl` is the k3 estimate against the reference, whatever estimator trains. `sampler_mismatch` is the mean distance of
+    the sampler's log-probs from the trainer's, the first thing to look at when a run goes wrong.
+    """
+    share = 1.0 / batch.totals.forwarded_tokens
+    new, old = tokens.logprobs.detach(), tokens.old_logprobs
+    sums = {
+        "train/loss": loss.detach(),
+        "train/clip_fraction": terms.clipped.sum() * share,
+        "train/log_ratio": (new - old).abs().sum() * share,
+        "train/sampler_mismatch": (old - batch.sampler_logprobs).abs().sum() * share,
+    }
+    if entropy is not None:
+        sums["train/entropy"] = entropy.sum() * share
+    if batch.reference_logprobs is not None:
+        sums["train/kl"] = kl_estimate(new, batch.reference_logprobs, "k3").sum() * share
     return sums
 
 

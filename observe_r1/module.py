@@ -36,7 +36,7 @@ from observe_r1.collection import (
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
 from observe_r1.logprobs import TokenLogprobs
-from observe_r1.metrics import PassRate, rollout_sums
+from observe_r1.metrics import PassRate, rollout_sums, step_sums
 from observe_r1.micro_batches import deal_steps
 from observe_r1.objective import (
     OBJECTIVES,
@@ -84,7 +84,7 @@ class ObserveR1(L.LightningModule):
         policy: The model and which of its weights are trained.
         prompt: How samples become prompts.
         sampling: How completions are sampled.
-        rewards: The parts of the reward; exactly one of them decides what is correct. Default: format and accuracy.
+        rewards: The parts of the reward by name; exactly one decides what is correct. Default: format and accuracy.
         rollout: The engine that samples. Default: the model itself, by Hugging Face `generate`.
         advantage: Bonus, normalisation and dynamic weight.
         objective: The loss.
@@ -103,7 +103,7 @@ class ObserveR1(L.LightningModule):
         policy: PolicyOptions,
         prompt: PromptOptions = PromptOptions(),
         sampling: SamplingOptions = SamplingOptions(),
-        rewards: list[Reward] | None = None,
+        rewards: dict[str, Reward] | None = None,
         rollout: RolloutEngine | None = None,
         advantage: AdvantageOptions = AdvantageOptions(),
         objective: ObjectiveOptions = ObjectiveOptions(),
@@ -120,7 +120,9 @@ class ObserveR1(L.LightningModule):
         self.policy_options = policy
         self.prompt_options = prompt
         self.sampling = sampling
-        self.rewards = RewardCombination(rewards if rewards is not None else [FormatReward(0.5), AccuracyReward()])
+        self.rewards = RewardCombination.named(
+            {"format": FormatReward(0.5), "accuracy": AccuracyReward()} if rewards is None else rewards
+        )
         self.engine = rollout or HFRollout()
         self.advantage = advantage
         self.objective = objective
@@ -141,6 +143,7 @@ class ObserveR1(L.LightningModule):
         self.validation_figures: dict[str, Tensor] = {}
         self._engine_is_ready = False
         self._train_started = 0.0
+        self._tokens_trained = 0.0
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
         if self.objective.name == "dr_grpo" and self.advantage.scale == "std":
@@ -172,6 +175,7 @@ class ObserveR1(L.LightningModule):
 
         Called by the loader between training steps, on every rank at the same time.
         """
+        train_seconds = self.clock.last["train"]
         self.clock.restart()
         self.call_callbacks("on_rollout_start")
         groups, passed_over = self._sample_and_filter(source, count)
@@ -194,7 +198,7 @@ class ObserveR1(L.LightningModule):
             if adds_kl:
                 with self.clock.measure("reference_logprobs"):
                     store_logprobs(experience, "reference_logprobs", self._reference_logprobs)
-        self._measure(experience, passed_over)
+        self._measure(experience, passed_over, train_seconds)
         self.call_callbacks("on_rollout_end", experience)
         return experience
 
@@ -207,7 +211,7 @@ class ObserveR1(L.LightningModule):
             seed = rollout_seed(self.seed, source.epoch, source.position, self.global_rank)
             with self.clock.measure("data"):
                 prompts = source.draw(count)
-            scored = self.sample(prompts, self.sampling, seed)
+            scored = self.sample(prompts, self.sampling, seed, self.clock)
             if self.filtering.zero_variance == "keep":
                 return scored, []
             kept += [group for group in scored if has_advantage(group)]
@@ -221,12 +225,14 @@ class ObserveR1(L.LightningModule):
         # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
         return (kept, dropped) if kept else (dropped[:1], dropped[1:])
 
-    def sample(self, prompts: list[EncodedPrompt], sampling: SamplingOptions, seed: int) -> list[PromptGroup]:
+    def sample(
+        self, prompts: list[EncodedPrompt], sampling: SamplingOptions, seed: int, clock: PhaseClock
+    ) -> list[PromptGroup]:
         """Completions of the prompts, scored."""
-        with self.clock.measure("generate"), self._forward_context():
+        with clock.measure("generate"), self._forward_context():
             completions = self._ready_engine().generate(prompts, sampling, seed) if prompts else []
         groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
-        with self.clock.measure("reward"):
+        with clock.measure("reward"):
             score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
         return groups
 
@@ -276,7 +282,7 @@ class ObserveR1(L.LightningModule):
             assert batch.reference_logprobs is not None
             kl = kl_estimate(output.logprobs, batch.reference_logprobs, self.kl.estimator)
             loss = loss + self.kl.coefficient * (kl * terms.token_weight * weight).sum()
-        self._log_step(batch, loss, terms.clipped, output.entropy, tokens)
+        self._log_step(step_sums(batch, tokens, terms, loss, output.entropy), batch.last_of_step)
         # undoes Lightning's division by the micro-batches and the strategy's mean over ranks
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -293,7 +299,7 @@ class ObserveR1(L.LightningModule):
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
-        groups = self.sample(sealed.content, self.greedy, seed=self.seed)
+        groups = self._answer(sealed.content)
         scores = [group.scores for group in groups if group.scores is not None]
         formats = [score.parts.get("format", score.correct.float()) for score in scores]
         self.pass_rate.update(
@@ -318,7 +324,14 @@ class ObserveR1(L.LightningModule):
         self.pass_rate.reset()
 
     def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
-        return Sealed(self.sample(sealed.content, self.greedy, seed=self.seed))
+        return Sealed(self._answer(sealed.content))
+
+    def _answer(self, prompts: list[EncodedPrompt]) -> list[PromptGroup]:
+        """One greedy answer to each question."""
+        started = time.perf_counter()
+        groups = self.sample(prompts, self.greedy, self.seed, PhaseClock())
+        self.clock.add("validate", time.perf_counter() - started)
+        return groups
 
     # ---- logging ----------------------------------------------------------------------------------------------------
 
@@ -329,37 +342,28 @@ class ObserveR1(L.LightningModule):
             if method is not None:
                 method(self.trainer, self, *arguments)
 
-    def _measure(self, experience: Experience, passed_over: list[PromptGroup]) -> None:
+    def _measure(self, experience: Experience, passed_over: list[PromptGroup], train_seconds: float) -> None:
         """Figures of the rollout over all ranks. `training_step` logs them: the loader runs outside of any hook."""
-        sums = rollout_sums([*experience.groups, *passed_over])
+        groups = [*experience.groups, *passed_over]
+        sums = rollout_sums(groups)
         sums["rollout/refilled_groups"] = (float(len(passed_over)), 1.0 / self.trainer.world_size)
+        sums["speed/generated_tokens"] = (float(sum(len(c) for g in groups for c in g.completions)), 1.0)
         added = self._sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         figures = {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
-        experience.seconds = dict(self.clock.last)
-        tokens = sum(len(c) for group in [*experience.groups, *passed_over] for c in group.completions)
-        figures["speed/generated_tokens_per_second"] = tokens / max(self.clock.last["generate"], 1e-9)
-        figures |= {f"seconds/{phase}": seconds for phase, seconds in self.clock.last.items()}
-        experience.metrics = self.rollout_figures = figures
+        seconds = dict(self.clock.last)
+        figures["speed/generated_tokens_per_second"] = figures.pop("speed/generated_tokens") / seconds["generate"]
+        trained = sum(step.totals.forwarded_tokens for step in experience.steps) / self.trainer.world_size
+        if train_seconds:  # of the rollout before: this one has yet to be trained on
+            seconds["train"] = train_seconds
+            figures["speed/trained_tokens_per_second"] = self._tokens_trained / train_seconds
+        self._tokens_trained = trained
+        experience.metrics = self.rollout_figures = figures | {f"seconds/{p}": value for p, value in seconds.items()}
 
-    def _log_step(
-        self, batch: MicroBatch, loss: Tensor, clipped: Tensor, entropy: Tensor | None, tokens: TokenBatch
-    ) -> None:
+    def _log_step(self, sums: dict[str, Tensor], last_of_step: bool) -> None:
         """Adds a micro-batch to the figures of its optimizer step and logs them with its last one."""
-        share = 1.0 / batch.totals.forwarded_tokens
-        sums = {
-            "train/loss": loss.detach(),
-            "train/clip_fraction": clipped.sum() * share,
-            "train/ratio_off_one": (tokens.logprobs.detach() - tokens.old_logprobs).abs().sum() * share,
-            "train/sampler_mismatch": (tokens.old_logprobs - batch.sampler_logprobs).abs().sum() * share,
-        }
-        if entropy is not None:
-            sums["train/entropy"] = entropy.sum() * share
-        if batch.reference_logprobs is not None:
-            kl = kl_estimate(tokens.logprobs.detach(), batch.reference_logprobs, "k3")
-            sums["train/kl"] = kl.sum() * share
         for name, value in sums.items():
             self._step_sums[name] = self._step_sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value
-        if batch.last_of_step:
+        if last_of_step:
             self.log_dict(self._step_sums, sync_dist=self.trainer.world_size > 1, reduce_fx="sum")
             self._step_sums = {}
             shown = {name: self.rollout_figures.get(f"rollout/{name}", 0.0) for name in ("reward", "pass_rate")}

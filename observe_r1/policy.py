@@ -128,6 +128,7 @@ class Policy(nn.Module):
         model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
         model.save_pretrained(directory)
 
+    # torch leaves _apply untyped
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Moves and casts like any module, but rotary frequencies stay float32: in bf16 they are off by up to 1/256."""
         kept = [

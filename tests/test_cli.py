@@ -55,8 +55,8 @@ def test_own_reward_and_callback_from_a_file(
     (tmp_path / "mine.py").write_text(OWN)
     (tmp_path / "mine.yaml").write_text(
         "model:\n  rewards:\n"
-        "    - class_path: observe_r1.rewards.AccuracyReward\n"
-        "    - class_path: mine.Brevity\n      init_args: {weight: 0.3}\n"
+        "    accuracy: observe_r1.rewards.AccuracyReward\n"
+        "    short: {class_path: mine.Brevity, init_args: {weight: 0.3}}\n"
     )
     output = run(
         "fit",
@@ -66,7 +66,7 @@ def test_own_reward_and_callback_from_a_file(
         f"--data.ladder={tiny_ladder}",
         f"--data.held_out={held_out_ladder}",
     )
-    assert output.count("own callback saw 8 groups with ['accuracy', 'bonus', 'brevity']") == 3
+    assert output.count("own callback saw 8 groups with ['accuracy', 'bonus', 'short']") == 3
     directory = run_directory(tmp_path)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -79,7 +79,7 @@ def test_own_reward_and_callback_from_a_file(
     rows = [json.loads(line) for line in (directory / "completions" / "completions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 4
     for row in rows:
-        expected = row["reward/accuracy"] + 0.3 * row["reward/brevity"] + row["reward/bonus"]
+        expected = row["reward/accuracy"] + 0.3 * row["reward/short"] + row["reward/bonus"]
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from observe_r1.encoding import PromptEncoder, PromptOptions
-from observe_r1.experience import Completion, EncodedPrompt, Experience, GroupScores, PromptGroup, Sealed
+from observe_r1.experience import Completion, EncodedPrompt, Experience, GroupScores, GroupSlice, PromptGroup, Sealed
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.micro_batches import assemble, balance, deal_steps
 from observe_r1.module import ObserveR1
@@ -37,8 +37,8 @@ def prompts(tiny_ladder: Path) -> list[EncodedPrompt]:
     return [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
 
 
-def make_groups(prompts: Sequence[EncodedPrompt], seed: int, size: int = 3) -> list[PromptGroup]:
-    """Groups with random completions and scores, ragged and partly left out."""
+def make_groups(policy: Policy, prompts: Sequence[EncodedPrompt], seed: int, size: int = 3) -> list[PromptGroup]:
+    """Groups with random completions and scores, ragged and partly left out; old log-probs near those of the policy."""
     generator = torch.Generator().manual_seed(seed)
 
     def completion() -> Completion:
@@ -53,9 +53,11 @@ def make_groups(prompts: Sequence[EncodedPrompt], seed: int, size: int = 3) -> l
         advantage[int(torch.randint(0, size, (), generator=generator))] = 0.0
         trained = torch.rand(size, generator=generator) < 0.8
         scores = GroupScores({}, torch.zeros(size), torch.zeros(size, dtype=torch.bool), trained, advantage, 1.0)
-        noise = [0.3 * torch.randn(len(c), generator=generator) for c in completions]
-        old = [c.sampler_logprobs - 2 + n for c, n in zip(completions, noise, strict=True)]
-        groups.append(PromptGroup(prompt, completions, scores, old, [values - 0.1 for values in old]))
+        with torch.no_grad():
+            now = policy([GroupSlice(prompt, [c.token_ids for c in completions])], 1.0).logprobs
+        old = (now + 0.3 * torch.randn(len(now), generator=generator)).split([len(c) for c in completions])
+        reference = [values - 0.1 for values in old]
+        groups.append(PromptGroup(prompt, completions, scores, list(old), reference))
     return groups
 
 
@@ -133,7 +135,7 @@ def plain_gradient(policy: Policy, groups: list[PromptGroup], kl: float) -> Tens
 def test_gradient_of_a_step_is_that_of_the_plain_loss(
     policy: Policy, prompts: list[EncodedPrompt], seed: int, kl: float
 ) -> None:
-    groups = make_groups(prompts, seed)
+    groups = make_groups(policy, prompts, seed)
     options = KLOptions(kl, "loss", "k3")
     ours, _ = accumulated_gradient(policy, groups, 3, kl=options)
     theirs = plain_gradient(policy, groups, kl)
@@ -149,7 +151,7 @@ def test_accumulated_gradient_equals_the_whole_batch(
     """Any number of micro-batches; KL in the reward, so every completion has a gradient."""
     from observe_r1.advantages import AdvantageOptions
 
-    groups = make_groups(prompts, seed)
+    groups = make_groups(policy, prompts, seed)
     options = {
         "objective": ObjectiveOptions(name, constant_length=16),
         "kl": KLOptions(0.05, "reward", "k1"),
@@ -164,7 +166,7 @@ def test_accumulated_gradient_equals_the_whole_batch(
 def test_more_micro_batches_than_completions_to_train_are_filled_without_effect(
     policy: Policy, prompts: list[EncodedPrompt]
 ) -> None:
-    groups = make_groups(prompts[:1], seed=1, size=4)
+    groups = make_groups(policy, prompts[:1], seed=1, size=4)
     assert groups[0].scores is not None
     groups[0].scores.trained = torch.tensor([True, False, False, False])
     groups[0].scores.advantage = torch.tensor([1.0, 2.0, 2.0, 2.0])

@@ -52,6 +52,6 @@ def _look(question: Question, rng: random.Random) -> list[Shape]:
 
 
 def _malformed(response: Response, rng: random.Random) -> str:
-    observe, think = f"<observe>{response.observe}</observe>", f"<think>{response.think}</think>"
+    observe, think = f"<observe> {response.observe}</observe>", f"<think> {response.think}</think>"
     answer = f"<answer>{response.answer}</answer>"
     return rng.choice([think + answer, observe + answer, observe + think[: -len("</think>")] + answer])

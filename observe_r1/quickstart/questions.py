@@ -22,6 +22,7 @@ SYSTEM_PROMPT = "Observe, think, answer."
 SMALL_SHARE = 0.3  # of the shapes: the small ones are what the warm-started policy gets wrong
 MAX_COUNT = 4  # shapes of one colour
 MAX_DISTRACTORS = 2
+NUMBER_WORDS = ("zero", "one", "two", "three", "four")  # one token each, right after the word that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Response:
 
     @property
     def text(self) -> str:
-        return f"<observe>{self.observe}</observe><think>{self.think}</think><answer>{self.answer}</answer>"
+        return f"<observe> {self.observe}</observe><think> {self.think}</think><answer>{self.answer}</answer>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def _counts(question: Question, seen: Sequence[Shape]) -> list[int]:
 
 def _answer_color(question: Question, seen: Sequence[Shape]) -> Response:
     shape = seen[_target(question)]
-    return Response(f"{shape.color} {shape.kind}", f"{shape.kind} is {shape.color}", shape.color)
+    return Response(f"{shape.kind} {shape.color}", f"{shape.kind} is {shape.color}", shape.color)
 
 
 def _answer_kind(question: Question, seen: Sequence[Shape]) -> Response:
@@ -124,7 +125,7 @@ def _target(question: Question) -> int:
 
 def _answer_count(question: Question, seen: Sequence[Shape]) -> Response:
     (count,) = _counts(question, seen)
-    return Response(f"{count} {question.about[0]}", f"count {count}", str(count))
+    return Response(f"{question.about[0]} {NUMBER_WORDS[count]}", f"count {count}", str(count))
 
 
 def _answer_compare(question: Question, seen: Sequence[Shape]) -> Response:
@@ -146,7 +147,7 @@ def _answer_difference(question: Question, seen: Sequence[Shape]) -> Response:
 
 
 def _observed(question: Question, first: int, second: int) -> str:
-    return f"{first} {question.about[0]}, {second} {question.about[1]}"
+    return f"{question.about[0]} {NUMBER_WORDS[first]}, {question.about[1]} {NUMBER_WORDS[second]}"
 
 
 FAMILIES: dict[str, Family] = {

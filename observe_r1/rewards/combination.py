@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,13 @@ class RewardCombination:
         shared = [name for name, count in names.items() if count > 1]
         if shared:
             raise ValueError(f"rewards share the name {shared[0]!r}: give each reward a `name` of its own")
+
+    @classmethod
+    def named(cls, rewards: Mapping[str, Reward]) -> RewardCombination:
+        """The combination of rewards that take the names of their keys."""
+        for name, reward in rewards.items():
+            reward.name = name
+        return cls(list(rewards.values()))
 
     def setup(self) -> None:
         """Sets every reward up."""

@@ -122,7 +122,8 @@ def test_the_checkpoints_sampling_defaults_do_not_leak(
 def test_greedy_is_the_argmax_of_the_trainer(engine: HFRollout, policy: Policy, prompts: list[EncodedPrompt]) -> None:
     groups = engine.generate(prompts, SamplingOptions(1, 0.0, max_new_tokens=12), seed=0)
     for prompt, (completion,) in zip(prompts, groups, strict=True):
-        chosen = policy([GroupSlice(prompt, [completion.token_ids])], 1.0).logprobs
+        with torch.no_grad():
+            chosen = policy([GroupSlice(prompt, [completion.token_ids])], 1.0).logprobs
         for token in range(0, policy.model.config.text_config.vocab_size, 7):
             if token in policy.forbidden_token_ids:
                 continue
