@@ -1,8 +1,8 @@
-"""One rollout from prompts to a scored, dealt-out experience: sampling, rewards, advantages, fixed log-probs."""
+"""One rollout from prompts to a scored, dealt-out experience: sampling, rewards, filtering, fixed log-probs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,10 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from observe_r1.advantages import AdvantageOptions, concise_bonus, dynamic_weight, group_advantages
-from observe_r1.experience import EncodedPrompt, Experience, GroupScores, MicroBatch, PromptGroup
-from observe_r1.micro_batches import assemble_assignment
+from observe_r1.advantages import AdvantageOptions
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup
+from observe_r1.logprobs import TokenLogprobs
+from observe_r1.metrics import rollout_sums
+from observe_r1.micro_batches import assemble_assignment, deal_steps
+from observe_r1.phase_clock import PhaseClock
+from observe_r1.policy import Policy
 from observe_r1.rewards.combination import RewardCombination
+from observe_r1.rollout.base import RolloutEngine, SamplingOptions
+from observe_r1.scoring import has_advantage, score_groups
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How often a rollout is trained on.
+
+    Args:
+        steps_per_rollout: Optimizer steps over one rollout; each sees a share of its groups.
+        epochs_per_rollout: Passes over a rollout.
+    """
+
+    steps_per_rollout: int = 1
+    epochs_per_rollout: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps_per_rollout < 1 or self.epochs_per_rollout < 1:
+            raise ValueError(
+                f"updates.steps_per_rollout is {self.steps_per_rollout} and updates.epochs_per_rollout "
+                f"{self.epochs_per_rollout}: both must be at least 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,15 @@ class FilteringOptions:
             raise ValueError(f"filtering.max_refills is {self.max_refills}: use 0 or more.")
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What a rollout needs to know of the other ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+    sum: Callable[[Tensor], Tensor] = lambda values: values  # of a tensor over all ranks
+
+
 class PromptSource(Protocol):
     """Where a rollout draws its prompts from, in curriculum order."""
 
@@ -47,46 +82,150 @@ class PromptSource(Protocol):
         ...
 
 
+class RolloutCollector:
+    """Makes rollouts. Called on every rank at the same time, without gradient.
+
+    Args:
+        policy: The model that is trained.
+        reference: The frozen model of the KL term; None when there is none, or when it is the policy without adapters.
+        needs_reference: There is a KL term.
+        decode_with: The tokenizer, for the engine.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy | None,
+        needs_reference: bool,
+        decode_with: object,
+        engine: RolloutEngine,
+        rewards: RewardCombination,
+        sampling: SamplingOptions,
+        advantage: AdvantageOptions,
+        filtering: FilteringOptions,
+        updates: UpdateOptions,
+        seed: int,
+        clock: PhaseClock,
+    ) -> None:
+        self.policy = policy
+        self.reference = reference
+        self.needs_reference = needs_reference
+        self.engine = engine
+        self.rewards = rewards
+        self.sampling = sampling
+        self.advantage = advantage
+        self.filtering = filtering
+        self.updates = updates
+        self.seed = seed
+        self.clock = clock
+        self._tokens_trained = 0.0
+        rewards.setup()
+        engine.setup(policy, decode_with)
+
+    def collect(self, source: PromptSource, count: int, micro_batches: int, ranks: Ranks) -> Experience | None:
+        """A rollout over the next `count` samples, ready to be trained on; None when the ladder has no more.
+
+        Args:
+            source: Of the prompts.
+            count: Prompts over all ranks.
+            micro_batches: Of one optimizer step.
+            ranks: This rank and the others.
+        """
+        train_seconds = self.clock.last["train"]
+        self.clock.restart()
+        groups, passed_over = self._sample_and_filter(source, count, ranks)
+        if not groups:
+            return None
+        steps = deal_steps(
+            groups,
+            steps=self.updates.steps_per_rollout,
+            epochs=self.updates.epochs_per_rollout,
+            micro_batches=micro_batches,
+            skip_zero_advantage=not self.needs_reference,
+            sum_over_ranks=ranks.sum,
+        )
+        experience = Experience(groups, steps)
+        if len(steps) > 1:
+            with self.clock.measure("old_logprobs"):
+                store_logprobs(experience, "old_logprobs", self._policy_logprobs)
+        if self.needs_reference:
+            with self.clock.measure("reference_logprobs"):
+                store_logprobs(experience, "reference_logprobs", self._reference_logprobs)
+        experience.metrics = self._figures(experience, passed_over, train_seconds, ranks)
+        return experience
+
+    def sample(
+        self, prompts: list[EncodedPrompt], sampling: SamplingOptions, seed: int, clock: PhaseClock
+    ) -> list[PromptGroup]:
+        """Completions of the prompts, scored."""
+        with clock.measure("generate"):
+            completions = self.engine.generate(prompts, sampling, seed) if prompts else []
+        groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
+        with clock.measure("reward"):
+            score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
+        return groups
+
+    def close(self) -> None:
+        self.rewards.close()
+        self.engine.close()
+
+    def _sample_and_filter(
+        self, source: PromptSource, count: int, ranks: Ranks
+    ) -> tuple[list[PromptGroup], list[PromptGroup]]:
+        """Scored groups to be trained on, and those that were dropped because they have no advantage."""
+        refills = self.filtering.max_refills if self.filtering.zero_variance == "refill" else 0
+        kept: list[PromptGroup] = []
+        dropped: list[PromptGroup] = []
+        for _ in range(1 + refills):
+            seed = rollout_seed(self.seed, source.epoch, source.position, ranks.rank)
+            with self.clock.measure("data"):
+                prompts = source.draw(count)
+            scored = self.sample(prompts, self.sampling, seed, self.clock)
+            if self.filtering.zero_variance == "keep":
+                return scored, []
+            kept += [group for group in scored if has_advantage(group)]
+            dropped += [group for group in scored if not has_advantage(group)]
+            counts = torch.tensor([len(scored), sum(map(has_advantage, scored))], dtype=torch.float64)
+            drawn, useful = ranks.sum(counts).tolist()
+            count -= int(useful)
+            if count <= 0 or drawn == 0:
+                break
+        # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
+        return (kept, dropped) if kept else (dropped[:1], dropped[1:])
+
+    def _policy_logprobs(self, batch: MicroBatch) -> Tensor:
+        output: TokenLogprobs = self.policy(batch.to(self.policy.device).slices, self.sampling.temperature)
+        return output.logprobs
+
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
+        if self.reference is None:
+            with self.policy.adapters_off():
+                return self._policy_logprobs(batch)
+        output: TokenLogprobs = self.reference(batch.to(self.policy.device).slices, self.sampling.temperature)
+        return output.logprobs
+
+    def _figures(
+        self, experience: Experience, passed_over: list[PromptGroup], train_seconds: float, ranks: Ranks
+    ) -> dict[str, float]:
+        """What is logged about the rollout, over all ranks; times are this rank's."""
+        groups = [*experience.groups, *passed_over]
+        sums = rollout_sums(groups)
+        sums["rollout/refilled_groups"] = (float(len(passed_over)), 1.0 / ranks.world_size)
+        sums["speed/generated_tokens"] = (float(sum(len(c) for g in groups for c in g.completions)), 1.0)
+        added = ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        figures = {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
+        seconds = dict(self.clock.last)
+        figures["speed/generated_tokens_per_second"] = figures.pop("speed/generated_tokens") / seconds["generate"]
+        if train_seconds:  # of the rollout before: this one has yet to be trained on
+            seconds["train"] = train_seconds
+            figures["speed/trained_tokens_per_second"] = self._tokens_trained / train_seconds
+        self._tokens_trained = sum(step.totals.forwarded_tokens for step in experience.steps) / ranks.world_size
+        return figures | {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+
 def rollout_seed(seed: int, epoch: int, position: int, rank: int) -> int:
     """Seed of the sampling of one rollout. Depends on nothing that a resumed run does not know."""
     return int(np.random.SeedSequence([seed, epoch, position, rank]).generate_state(1)[0])
-
-
-def score_groups(
-    groups: Sequence[PromptGroup],
-    rewards: RewardCombination,
-    advantage: AdvantageOptions,
-    overlong: Literal["keep", "mask"],
-) -> None:
-    """Fills in the scores of every group: rewards, concise bonus, advantages, dynamic weight."""
-    for group, combined in zip(groups, rewards.score(groups), strict=True):
-        correct = torch.tensor(combined.correct, dtype=torch.bool)
-        judged = torch.tensor(combined.judged, dtype=torch.bool)
-        lengths = torch.tensor([len(completion) for completion in group.completions])
-        truncated = torch.tensor([completion.truncated for completion in group.completions])
-        reward = torch.tensor(combined.reward, dtype=torch.float64)
-        bonus = concise_bonus(correct, lengths, advantage.bonus, advantage.bonus_above_tokens)
-        reward = reward + bonus
-        weight = 1.0
-        if advantage.dynamic_weight is not None:
-            weight = dynamic_weight(float(correct.double().mean()), advantage.dynamic_weight)
-        trained = judged if overlong == "keep" else judged & ~truncated
-        # a gold that cannot be judged says nothing about any answer of the group
-        values = group_advantages(reward, advantage.scale) * weight * float(judged.all())
-        parts = {name: torch.tensor(part, dtype=torch.float32) for name, part in combined.parts.items()}
-        group.scores = GroupScores(
-            parts={**parts, "bonus": bonus.float()},
-            reward=reward.float(),
-            correct=correct,
-            trained=trained,
-            advantage=values.float(),
-            weight=weight,
-        )
-
-
-def has_advantage(group: PromptGroup) -> bool:
-    """Whether anything can be learned from the group."""
-    return group.scores is not None and bool((group.scores.advantage * group.scores.trained).any())
 
 
 def store_logprobs(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -25,19 +25,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
-from observe_r1.collection import (
-    FilteringOptions,
-    PromptSource,
-    has_advantage,
-    rollout_seed,
-    score_groups,
-    store_logprobs,
-)
+from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
+from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
-from observe_r1.logprobs import TokenLogprobs
-from observe_r1.metrics import PassRate, rollout_sums, step_sums
-from observe_r1.micro_batches import deal_steps
+from observe_r1.metrics import PassRate, step_sums
 from observe_r1.objective import (
     OBJECTIVES,
     ImportanceOptions,
@@ -55,26 +47,6 @@ from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
-
-
-@dataclass(frozen=True)
-class UpdateOptions:
-    """How often a rollout is trained on.
-
-    Args:
-        steps_per_rollout: Optimizer steps over one rollout; each sees a share of its groups.
-        epochs_per_rollout: Passes over a rollout.
-    """
-
-    steps_per_rollout: int = 1
-    epochs_per_rollout: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps_per_rollout < 1 or self.epochs_per_rollout < 1:
-            raise ValueError(
-                f"updates.steps_per_rollout is {self.steps_per_rollout} and updates.epochs_per_rollout "
-                f"{self.epochs_per_rollout}: both must be at least 1."
-            )
 
 
 class ObserveR1(L.LightningModule):
@@ -141,9 +113,7 @@ class ObserveR1(L.LightningModule):
         self.encoder: PromptEncoder
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
-        self._engine_is_ready = False
         self._train_started = 0.0
-        self._tokens_trained = 0.0
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
         if self.objective.name == "dr_grpo" and self.advantage.scale == "std":
@@ -173,92 +143,64 @@ class ObserveR1(L.LightningModule):
     def collect(self, source: PromptSource, count: int) -> Experience | None:
         """A rollout over the next `count` samples, ready to be trained on; None when the ladder has no more.
 
-        Called by the loader between training steps, on every rank at the same time.
+        Called by the loader between training steps, on every rank at the same time. Callbacks may have the hooks
+        `on_rollout_start(trainer, module)` and `on_rollout_end(trainer, module, experience)`.
         """
-        train_seconds = self.clock.last["train"]
-        self.clock.restart()
         self.call_callbacks("on_rollout_start")
-        groups, passed_over = self._sample_and_filter(source, count)
-        if not groups:
-            return None
-        adds_kl = self.kl.coefficient > 0
-        with torch.no_grad(), self._forward_context():
-            steps = deal_steps(
-                groups,
-                steps=self.updates.steps_per_rollout,
-                epochs=self.updates.epochs_per_rollout,
-                micro_batches=self.trainer.accumulate_grad_batches,
-                skip_zero_advantage=not adds_kl,
-                sum_over_ranks=self._sum_over_ranks,
-            )
-            experience = Experience(groups, steps)
-            if len(steps) > 1:
-                with self.clock.measure("old_logprobs"):
-                    store_logprobs(experience, "old_logprobs", self._policy_logprobs)
-            if adds_kl:
-                with self.clock.measure("reference_logprobs"):
-                    store_logprobs(experience, "reference_logprobs", self._reference_logprobs)
-        self._measure(experience, passed_over, train_seconds)
-        self.call_callbacks("on_rollout_end", experience)
+        with self._inference():
+            experience = self.collector.collect(source, count, self.trainer.accumulate_grad_batches, self._ranks)
+        if experience is not None:
+            self.rollout_figures = experience.metrics
+            self.call_callbacks("on_rollout_end", experience)
         return experience
 
-    def _sample_and_filter(self, source: PromptSource, count: int) -> tuple[list[PromptGroup], list[PromptGroup]]:
-        """Scored groups to be trained on, and those that were dropped because they have no advantage."""
-        refills = self.filtering.max_refills if self.filtering.zero_variance == "refill" else 0
-        kept: list[PromptGroup] = []
-        dropped: list[PromptGroup] = []
-        for _ in range(1 + refills):
-            seed = rollout_seed(self.seed, source.epoch, source.position, self.global_rank)
-            with self.clock.measure("data"):
-                prompts = source.draw(count)
-            scored = self.sample(prompts, self.sampling, seed, self.clock)
-            if self.filtering.zero_variance == "keep":
-                return scored, []
-            kept += [group for group in scored if has_advantage(group)]
-            dropped += [group for group in scored if not has_advantage(group)]
-            drawn, useful = self._sum_over_ranks(
-                torch.tensor([len(scored), sum(map(has_advantage, scored))], dtype=torch.float64)
-            ).tolist()
-            count -= int(useful)
-            if count <= 0 or drawn == 0:
-                break
-        # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
-        return (kept, dropped) if kept else (dropped[:1], dropped[1:])
+    def call_callbacks(self, hook: str, *arguments: Any) -> None:
+        """Calls `hook(trainer, module, ...)` on every callback that has it."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            method = getattr(callback, hook, None)
+            if method is not None:
+                method(self.trainer, self, *arguments)
 
-    def sample(
-        self, prompts: list[EncodedPrompt], sampling: SamplingOptions, seed: int, clock: PhaseClock
-    ) -> list[PromptGroup]:
-        """Completions of the prompts, scored."""
-        with clock.measure("generate"), self._forward_context():
-            completions = self._ready_engine().generate(prompts, sampling, seed) if prompts else []
-        groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
-        with clock.measure("reward"):
-            score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
-        return groups
-
-    def _ready_engine(self) -> RolloutEngine:
-        if not self._engine_is_ready:
-            self.rewards.setup()
-            self.engine.setup(self.policy, self.encoder.tokenizer)
-            self._engine_is_ready = True
-        return self.engine
+    @cached_property
+    def collector(self) -> RolloutCollector:
+        """Made at the first rollout, when the models are where the strategy wants them."""
+        return RolloutCollector(
+            self.policy,
+            self.reference,
+            self.kl.coefficient > 0,
+            self.encoder.tokenizer,
+            self.engine,
+            self.rewards,
+            self.sampling,
+            self.advantage,
+            self.filtering,
+            self.updates,
+            self.seed,
+            self.clock,
+        )
 
     @contextmanager
-    def _forward_context(self) -> Iterator[None]:
-        """The loader runs outside of Lightning's autocast: the rollout asks for it."""
-        with self.trainer.precision_plugin.forward_context():
+    def _inference(self) -> Iterator[None]:
+        """The loader runs with gradient and outside of Lightning's autocast."""
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
 
-    def _policy_logprobs(self, batch: MicroBatch) -> Tensor:
-        output: TokenLogprobs = self.policy(batch.to(self.device).slices, self.sampling.temperature)
-        return output.logprobs
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks(self.global_rank, self.trainer.world_size, self._sum_over_ranks)
 
-    def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
-        if self.reference is not None:
-            output: TokenLogprobs = self.reference(batch.to(self.device).slices, self.sampling.temperature)
-            return output.logprobs
-        with self.policy.adapters_off():
-            return self._policy_logprobs(batch)
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return values
+        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced.cpu()
+
+    def smallest_over_ranks(self, number: int) -> int:
+        """Minimum of a number over all ranks."""
+        if self.trainer.world_size == 1:
+            return number
+        return int(self.trainer.strategy.reduce(torch.tensor(float(number), device=self.device), reduce_op="min"))
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
@@ -329,35 +271,10 @@ class ObserveR1(L.LightningModule):
     def _answer(self, prompts: list[EncodedPrompt]) -> list[PromptGroup]:
         """One greedy answer to each question."""
         started = time.perf_counter()
-        groups = self.sample(prompts, self.greedy, self.seed, PhaseClock())
+        with self._inference():
+            groups = self.collector.sample(prompts, self.greedy, self.seed, PhaseClock())
         self.clock.add("validate", time.perf_counter() - started)
         return groups
-
-    # ---- logging ----------------------------------------------------------------------------------------------------
-
-    def call_callbacks(self, hook: str, *arguments: Any) -> None:
-        """Calls `hook(trainer, module, ...)` on every callback that has it."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            method = getattr(callback, hook, None)
-            if method is not None:
-                method(self.trainer, self, *arguments)
-
-    def _measure(self, experience: Experience, passed_over: list[PromptGroup], train_seconds: float) -> None:
-        """Figures of the rollout over all ranks. `training_step` logs them: the loader runs outside of any hook."""
-        groups = [*experience.groups, *passed_over]
-        sums = rollout_sums(groups)
-        sums["rollout/refilled_groups"] = (float(len(passed_over)), 1.0 / self.trainer.world_size)
-        sums["speed/generated_tokens"] = (float(sum(len(c) for g in groups for c in g.completions)), 1.0)
-        added = self._sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
-        figures = {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
-        seconds = dict(self.clock.last)
-        figures["speed/generated_tokens_per_second"] = figures.pop("speed/generated_tokens") / seconds["generate"]
-        trained = sum(step.totals.forwarded_tokens for step in experience.steps) / self.trainer.world_size
-        if train_seconds:  # of the rollout before: this one has yet to be trained on
-            seconds["train"] = train_seconds
-            figures["speed/trained_tokens_per_second"] = self._tokens_trained / train_seconds
-        self._tokens_trained = trained
-        experience.metrics = self.rollout_figures = figures | {f"seconds/{p}": value for p, value in seconds.items()}
 
     def _log_step(self, sums: dict[str, Tensor], last_of_step: bool) -> None:
         """Adds a micro-batch to the figures of its optimizer step and logs them with its last one."""
@@ -370,27 +287,11 @@ class ObserveR1(L.LightningModule):
             self.log_dict(shown, prog_bar=True, logger=False)
             self.log_dict(self.rollout_figures)
 
-    def smallest_over_ranks(self, number: int) -> int:
-        """Minimum of a number over all ranks."""
-        if self.trainer.world_size == 1:
-            return number
-        reduced = self.trainer.strategy.reduce(torch.tensor(float(number), device=self.device), reduce_op="min")
-        return int(reduced)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced.cpu()
-
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # the reference never changes and is loaded from its own files
-        for name in [name for name in checkpoint["state_dict"] if name.startswith("reference.")]:
-            del checkpoint["state_dict"][name]
-        checkpoint["observe_r1"] = {
+        drop_reference(checkpoint)
+        checkpoint[ENTRY] = {
             "fingerprint": self.policy.fingerprint(),
             "rng": torch.get_rng_state(),
             "rollout_figures": dict(self.rollout_figures),
@@ -398,23 +299,9 @@ class ObserveR1(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("observe_r1")
-        if saved is None:
-            raise ValueError("The checkpoint was not written by observe_r1: it has no 'observe_r1' entry.")
-        fingerprint = self.policy.fingerprint()
-        if saved["fingerprint"] != fingerprint:
-            different = {
-                key: f"{saved['fingerprint'].get(key)} in the checkpoint, {value} in the model"
-                for key, value in fingerprint.items()
-                if saved["fingerprint"].get(key) != value
-            }
-            raise ValueError(
-                f"The checkpoint belongs to another model ({different}). Set model.policy to the model it was trained "
-                "from, or start without ckpt_path."
-            )
+        saved = check_entry(checkpoint, self.policy.fingerprint())
         if self.reference is not None:
-            reference = self.reference.state_dict()
-            checkpoint["state_dict"] |= {f"reference.{name}": value for name, value in reference.items()}
+            restore_reference(checkpoint, self.reference.state_dict())
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
         self._restored_rng = saved["rng"]
@@ -425,5 +312,6 @@ class ObserveR1(L.LightningModule):
             self._restored_rng = None
 
     def teardown(self, stage: str) -> None:
-        self.rewards.close()
-        self.engine.close()
+        if "collector" in vars(self):
+            self.collector.close()
+            del self.collector

@@ -128,13 +128,12 @@ class Policy(nn.Module):
         model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
         model.save_pretrained(directory)
 
-    # torch leaves _apply untyped
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Moves and casts like any module, but rotary frequencies stay float32: in bf16 they are off by up to 1/256."""
         kept = [
             (m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False) if "inv_freq" in name
         ]
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module, name, buffer in kept:
             setattr(module, name, buffer.to(getattr(module, name).device))
         return self
