@@ -67,7 +67,9 @@ def test_torchvision_imports_beside_this_torch(first: str) -> None:
 
 
 def test_the_module_and_the_script_are_the_same_command() -> None:
-    as_module = subprocess.run([sys.executable, "-m", "observe_r1", "--help"], capture_output=True, text=True, check=True)
+    as_module = subprocess.run(
+        [sys.executable, "-m", "observe_r1", "--help"], capture_output=True, text=True, check=True
+    )
     script = Path(sys.executable).parent / "observe-r1"
     as_script = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
     assert as_script.stdout == as_module.stdout.replace("__main__.py", "observe-r1")
