@@ -25,6 +25,10 @@ class HFExport(L.Callback):
             )
         self.directory = directory
         self.every_n_steps = every_n_steps
+        self.run_directory: str | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         steps = trainer.global_step
@@ -40,7 +44,7 @@ class HFExport(L.Callback):
         assert isinstance(module, ObserveR1)
         if not trainer.is_global_zero:
             return
-        target = Path(self.directory or Path(trainer.log_dir or ".") / "hf")
+        target = Path(self.directory or Path(self.run_directory or ".") / "hf")
         partial = target.with_name(target.name + ".partial")
         module.policy.save_pretrained(partial)
         module.encoder.processor.save_pretrained(partial)

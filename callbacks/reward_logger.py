@@ -38,6 +38,10 @@ class RewardLogger(L.Callback):
         self.rows = rows
         self.rollouts = 0
         self.verdicts: Counter[str] = Counter()
+        self.run_directory: str | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: ObserveR1, experience: Experience) -> None:
         self._count_verdicts(trainer, pl_module)
@@ -81,11 +85,11 @@ class RewardLogger(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("completions", picture, trainer.global_step, dataformats="HWC")
-        if trainer.log_dir is None:
+        if self.run_directory is None:
             return
         from PIL import Image
 
-        directory = Path(trainer.log_dir) / "completions"
+        directory = Path(self.run_directory) / "completions"
         directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(directory / f"step-{trainer.global_step:06d}.png")
         with (directory / "completions.jsonl").open("a", encoding="utf-8") as file:

@@ -28,9 +28,11 @@ class RunSummary(L.Callback):
         self.validations: list[dict[str, Any]] = []
         self.started = time.time()
         self.seconds_before = 0.0
+        self.run_directory: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.started = time.time()
+        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ObserveR1)
@@ -50,13 +52,13 @@ class RunSummary(L.Callback):
         self.write(trainer, pl_module, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.log_dir is not None and isinstance(pl_module, ObserveR1):
+        if isinstance(pl_module, ObserveR1):
             self.write(trainer, pl_module, f"{type(exception).__name__}: {exception}")
 
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         """Writes the file, on the first rank."""
         assert isinstance(module, ObserveR1)
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        if not trainer.is_global_zero or self.run_directory is None:
             return
         before = next((v for v in self.validations if v["step"] == 0), None)
         after = next((v for v in reversed(self.validations) if v["step"] == trainer.global_step > 0), None)
@@ -74,7 +76,7 @@ class RunSummary(L.Callback):
             "skipped": dict(getattr(trainer.datamodule, "skipped", {})),  # type: ignore[attr-defined]
             "versions": versions(),
         }
-        path = Path(trainer.log_dir) / "summary.json"
+        path = Path(self.run_directory) / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -254,15 +254,16 @@ class ObserveR1(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         figures = self.validation_figures = self.pass_rate.compute()
         self.pass_rate.reset()
-        # the metric is reduced over ranks already
-        self.log_dict({f"val/{name}": value for name, value in figures.items() if "/" not in name}, prog_bar=True)
-        self.log_dict({f"val/{name}": value for name, value in figures.items() if "/" in name})
+        several = self.trainer.world_size > 1  # the metric is reduced already, so the mean over ranks changes nothing
+        for name, value in figures.items():
+            self.log(f"val/{name}", value, prog_bar=name == "pass_rate", sync_dist=several)
 
     def test_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
         self.validation_step(sealed, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.pass_rate.compute().items()})
+        figures = {f"test/{name}": value for name, value in self.pass_rate.compute().items()}
+        self.log_dict(figures, sync_dist=self.trainer.world_size > 1)
         self.pass_rate.reset()
 
     def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,20 +21,14 @@ SHORT = (
     "--data.prompts_per_rollout=8",
 )
 
-OWN = '''
-import lightning as L
-from observe_r1.rewards import Reward
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
-class Brevity(Reward):
-    """One point, less a hundredth for every token."""
 
-    def score(self, prompt, completion):
-        return 1.0 - 0.01 * len(completion)
+def readme_block(first_line: str) -> str:
+    """The code block of the README that begins with this line."""
+    (block,) = (b for b in re.findall(r"```\w+\n(.*?)```", README, flags=re.DOTALL) if b.startswith(first_line))
+    return str(block)
 
-class Note(L.Callback):
-    def on_rollout_end(self, trainer, module, experience):
-        print("own callback saw", len(experience.groups), "groups with", sorted(experience.groups[0].scores.parts))
-'''
 
 Run = Callable[[Path], Any]
 
@@ -52,12 +47,8 @@ def run_directory(tmp_path: Path) -> Path:
 def test_own_reward_and_callback_from_a_file(
     run: Any, tmp_path: Path, tiny_ladder: Path, held_out_ladder: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text(OWN)
-    (tmp_path / "mine.yaml").write_text(
-        "model:\n  rewards:\n"
-        "    accuracy: observe_r1.rewards.AccuracyReward\n"
-        "    short: {class_path: mine.Brevity, init_args: {weight: 0.3}}\n"
-    )
+    (tmp_path / "mine.py").write_text(readme_block("# mine.py"))
+    (tmp_path / "mine.yaml").write_text(readme_block("# mine.yaml"))
     output = run(
         "fit",
         *SHORT,
@@ -66,7 +57,7 @@ def test_own_reward_and_callback_from_a_file(
         f"--data.ladder={tiny_ladder}",
         f"--data.held_out={held_out_ladder}",
     )
-    assert output.count("own callback saw 8 groups with ['accuracy', 'bonus', 'short']") == 3
+    assert output.count("8 groups, pass rate 0.") == 3
     directory = run_directory(tmp_path)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -79,7 +70,7 @@ def test_own_reward_and_callback_from_a_file(
     rows = [json.loads(line) for line in (directory / "completions" / "completions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 4
     for row in rows:
-        expected = row["reward/accuracy"] + 0.3 * row["reward/short"] + row["reward/bonus"]
+        expected = row["reward/accuracy"] + 0.3 * row["reward/brevity"] + row["reward/bonus"]
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -146,6 +137,18 @@ def test_a_checkpoint_of_another_model_is_refused(run: Any, tmp_path: Path, tiny
     output = run("fit", *SHORT, *quick, data, "--ckpt_path=other.ckpt", expect=1)
     assert "belongs to another model" in output
     assert "layers" in output
+
+
+@pytest.mark.slow
+def test_two_ranks(run: Any, tmp_path: Path, tiny_ladder: Path, held_out_ladder: Path) -> None:
+    """Two processes share the rollouts and the held-out questions, and nothing waits forever."""
+    data = (f"--data.ladder={tiny_ladder}", f"--data.held_out={held_out_ladder}")
+    ranks = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
+    run("fit", *SHORT, *data, *ranks, "--trainer.accumulate_grad_batches=2", "--model.updates.steps_per_rollout=2")
+    summary = json.loads((run_directory(tmp_path) / "summary.json").read_text())
+    assert (summary["status"], summary["optimizer_steps"]) == ("finished", 6)
+    for validation in summary["validations"]:
+        assert validation["pass_rate"] * 12 == pytest.approx(round(validation["pass_rate"] * 12), abs=1e-4)
 
 
 def test_help_names_every_command(run: Any) -> None:

@@ -1,9 +1,9 @@
 """First stage of the warm start: the vision tower learns to see, and its visual tokens to point at words.
 
-Every visual token is told whether its cell of the grid is empty, and the kind, colour and size of the shape in it. Kinds
-and colours are read off by the embeddings of the words themselves, so that a word of a question and the shapes it names
-lie in the same direction: finding them is then easy for attention. From the responses alone an untrained policy does
-not start to look at the picture within minutes.
+Every visual token is told whether its cell of the grid is empty, and the kind, colour and size of the shape in it.
+Kinds and colours are read off by the embeddings of the words themselves, so that a word of a question and the shapes it
+names lie in the same direction: finding them is then easy for attention. From the responses alone an untrained policy
+does not start to look at the picture within minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cell_labels(shapes: Sequence[Shape]) -> Tensor:
 
 
 class Reader(torch.nn.Module):
-    """Logits of every attribute of visual tokens: cosines with word embeddings, or with learnt vectors without a word."""
+    """Logits of the attributes of visual tokens: cosines with word embeddings, or with learnt vectors."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def ground(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProce
         seen = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         read = reader(seen)
         losses = [functional.cross_entropy(logits, labels[:, column]) for column, logits in enumerate(read)]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

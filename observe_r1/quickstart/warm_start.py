@@ -69,7 +69,7 @@ def train(seed: int = 0, steps: int = STEPS) -> tuple[Qwen2_5_VLForConditionalGe
         inputs, labels = supervised_batch(processor, questions, [annotate(question, rng) for question in questions])
         logits = model(**inputs, use_cache=False).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
