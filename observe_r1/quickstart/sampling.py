@@ -14,7 +14,7 @@ from observe_r1.quickstart.tiny_policy import VISION_TOKENS
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-MAX_NEW_TOKENS = 32  # the longest response of the annotator has 21
+MAX_NEW_TOKENS = 32  # the longest response of the annotator has 25
 
 
 @dataclass(frozen=True, slots=True)
