@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-OWN_COMMANDS: dict[str, str] = {"ladder": "build and import ladders (observe-r1 ladder --help)"}
-
+OWN_COMMANDS = {"ladder": "import ladders (observe-r1 ladder --help)"}
 DESCRIPTION = "Train vision-language models with the Observe-R1 recipe. Beside the subcommands below: " + "; ".join(
     f"{name}: {purpose}" for name, purpose in OWN_COMMANDS.items()
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `observe-r1`."""
-    if arguments is not None:
-        sys.argv[1:] = arguments
-    arguments = sys.argv[1:]
+    """Entry point of `observe-r1`; `arguments` stand for those of the process."""
+    sys.argv[1:] = [locate_config(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     sys.path.append(os.getcwd())  # class_path finds a reward or callback in a file beside the config
-    if arguments and arguments[0] in OWN_COMMANDS:
-        _own_command(arguments[0], arguments[1:])
+    if sys.argv[1:] and sys.argv[1] in OWN_COMMANDS:
+        run_own_command(sys.argv[1], sys.argv[2:])
     else:
-        sys.argv[1:] = _with_shipped_configs(arguments)  # Lightning reads it, and starts further ranks with it
-        _lightning_command()
+        run_lightning_command()
 
 
-def _own_command(name: str, arguments: Sequence[str]) -> None:
+def run_own_command(name: str, arguments: Sequence[str]) -> None:
+    """`observe-r1 ladder ...`; imports what the command needs only."""
     from jsonargparse import auto_cli
 
     from observe_r1.ladder.importers import import_ladder
 
-    commands: dict[str, dict[str, Any]] = {"ladder": {"import": import_ladder}}
-    auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)
+    commands = {"ladder": {"import": import_ladder}}
+    auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
 
 
-def _lightning_command() -> None:
-    import logging
-    import warnings
-
-    # of no use to a user: Lightning's own call of a deprecated torch function, and its advertisements
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+def run_lightning_command() -> None:
+    """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
+    # of no use to a user: Lightning's advertisements, and its own call of a deprecated torch function
+    notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    notes.addFilter(lambda record: "Tip:" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
 
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -67,21 +63,18 @@ def _lightning_command() -> None:
     )
 
 
-def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
-    """`--config quickstart.yaml` finds the config of that name in the installed package, from any directory."""
-    from importlib.resources import files
-
-    shipped = Path(str(files("observe_r1.configs")))
-    resolved = list(arguments)
-    for number, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c") or (not equals and number + 1 == len(arguments)):
-            continue
-        name = value if equals else arguments[number + 1]
-        inside = shipped / name.removeprefix("configs/")
-        if not Path(name).exists() and inside.is_file():
-            resolved[number + (0 if equals else 1)] = f"{option}={inside}" if equals else str(inside)
-    return resolved
+def locate_config(argument: str) -> str:
+    """`quickstart.yaml`, also behind `--config=`, as the shipped config of that name where there is no such file here."""
+    option, equals, name = argument.rpartition("=")
+    shipped = Path(str(files("observe_r1.configs"))) / name.removeprefix("configs/")
+    if (
+        option not in ("", "--config", "-c")
+        or not name.endswith(".yaml")
+        or Path(name).exists()
+        or not shipped.is_file()
+    ):
+        return argument
+    return f"{option}{equals}{shipped}"
 
 
 if __name__ == "__main__":
