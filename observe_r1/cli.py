@@ -38,10 +38,12 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
 
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
-    # of no use to a user: Lightning's advertisements, and its own call of a deprecated torch function
+    # of no use to a user: Lightning's advertisements, its own call of a deprecated torch function, and that the
+    # reference model does not train
     notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     notes.addFilter(lambda record: "Tip:" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -64,17 +66,11 @@ def run_lightning_command() -> None:
 
 
 def locate_config(argument: str) -> str:
-    """`quickstart.yaml`, also behind `--config=`, as the shipped config of that name where there is no such file here."""
+    """`quickstart.yaml`, also behind `--config=`, is the config in the package unless there is such a file here."""
     option, equals, name = argument.rpartition("=")
     shipped = Path(str(files("observe_r1.configs"))) / name.removeprefix("configs/")
-    if (
-        option not in ("", "--config", "-c")
-        or not name.endswith(".yaml")
-        or Path(name).exists()
-        or not shipped.is_file()
-    ):
-        return argument
-    return f"{option}{equals}{shipped}"
+    asked_for = option in ("", "--config", "-c") and name.endswith(".yaml") and not Path(name).exists()
+    return f"{option}{equals}{shipped}" if asked_for and shipped.is_file() else argument
 
 
 if __name__ == "__main__":

@@ -99,9 +99,10 @@ class PassRate(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        # integers, because a module in half precision casts float states, and bf16 cannot count beyond 256;
         # the last row counts samples of unknown difficulty
         for name, size in (("correct", LEVELS + 1), ("total", LEVELS + 1), ("well_formed", 1), ("tokens", 1)):
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(
         self, difficulties: Sequence[float | None], correct: Tensor, well_formed: Tensor, lengths: Tensor
@@ -110,7 +111,7 @@ class PassRate(Metric):
         levels = [level_of(difficulty) for difficulty in difficulties]
         rows = torch.tensor([LEVELS if level is None else level for level in levels], device=self.correct.device)
         self.correct.index_add_(0, rows, correct.to(self.correct))
-        self.total.index_add_(0, rows, torch.ones(len(rows)).to(self.total))
+        self.total.index_add_(0, rows, torch.ones_like(rows))
         self.well_formed += well_formed.to(self.well_formed).sum()
         self.tokens += lengths.to(self.tokens).sum()
 

@@ -56,6 +56,16 @@ def test_two_ranks_add_up(
     assert {k: float(v) for k, v in first.compute().items()} == {k: float(v) for k, v in together.compute().items()}
 
 
+def test_half_precision_does_not_lose_count() -> None:
+    """Lightning casts the whole module, and with it the states of its metrics."""
+    metric = torch.nn.ModuleList([PassRate()]).to(torch.bfloat16)[0]
+    assert isinstance(metric, PassRate)
+    for _ in range(3):
+        update(metric, [(0.5, True, True, 7)] * 201)
+    update(metric, [(0.5, False, False, 7)])
+    assert float(metric.compute()["pass_rate"]) == pytest.approx(603 / 604)
+
+
 def test_nothing_measured_is_nothing_logged() -> None:
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert PassRate().compute() == {}
