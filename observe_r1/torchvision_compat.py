@@ -67,7 +67,3 @@ def _declare_operators() -> None:
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept.append(library)
-
-
-def ensure_importable() -> None:
-    """Kept while call sites remain."""

@@ -6,15 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from observe_r1.experience import Prompt
 from observe_r1.ladder.curriculum import PAPER_MIXING, Mixing, arrange
 from observe_r1.ladder.manifest import Manifest
 from observe_r1.ladder.shards import appearing_at_once, write_shards
 from observe_r1.quickstart.pass_rates import judge
 from observe_r1.quickstart.questions import Split, make_question
-from observe_r1.quickstart.sampling import GenerateSampler, Sampler
+from observe_r1.quickstart.sampling import PolicySampler, Sampler
 from observe_r1.quickstart.tiny_policy import POLICY_DIRECTORY, load_policy
 
 HELD_OUT = "held_out"
@@ -53,9 +51,8 @@ def build_quickstart_ladder(
     for name, value in {"n_train": n_train, "n_held_out": n_held_out, "n_rollouts": n_rollouts}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; the quick-start ladder needs at least 1")
-    with appearing_at_once(directory) as unfinished, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sampler = sampler or GenerateSampler(*load_policy(policy_directory))
+    with appearing_at_once(directory) as unfinished:
+        sampler = sampler or PolicySampler(*load_policy(policy_directory), seed=seed)
         train = measure(sampler, _prompts("train", seed, n_train), n_rollouts)
         held_out = measure(sampler, _prompts("held_out", seed, n_held_out), n_rollouts)
         curriculum = arrange(

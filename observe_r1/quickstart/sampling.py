@@ -1,20 +1,21 @@
-"""Answers of a policy to quick-start prompts, by plain batched `generate`."""
+"""Answers of the tiny policy to quick-start prompts, by the rollout engine that trains it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from observe_r1.experience import Prompt
-from observe_r1.quickstart.tiny_policy import VISION_TOKENS
+from observe_r1.encoding import PromptEncoder, PromptOptions
+from observe_r1.experience import EncodedPrompt, Prompt
+from observe_r1.policy import Policy
+from observe_r1.rollout import HFRollout, SamplingOptions
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 MAX_NEW_TOKENS = 32  # the longest response of the annotator has 25
+SEQUENCES_PER_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +27,15 @@ class Answered:
 
 
 class Sampler(Protocol):
-    """Whatever answers prompts: `generate` here, or a rollout engine."""
+    """Whatever answers prompts."""
 
     def __call__(self, prompts: Sequence[Prompt], n: int) -> list[list[Answered]]:
         """`n` responses to each prompt, in the order of the prompts."""
         ...
 
 
-def encode(
-    processor: Qwen2_5_VLProcessor, prompts: Sequence[Prompt], responses: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Model inputs of a batch. Without responses padded on the left, to generate; with them on the right, to train."""
-    texts = processor.apply_chat_template([list(p.messages) for p in prompts], add_generation_prompt=True)
-    if responses is not None:
-        texts = [text + response for text, response in zip(texts, responses, strict=True)]
-    side = "left" if responses is None else "right"
-    images = [list(prompt.images) for prompt in prompts]
-    batch = processor(text=texts, images=images, padding=True, padding_side=side, return_tensors="pt")
-    return dict(batch)
-
-
-class GenerateSampler:
-    """Samples with `model.generate` at temperature 1, or greedily; vision tokens are forbidden."""
+class PolicySampler:
+    """Samples from a policy at temperature 1, or greedily. The same seed gives the same answers."""
 
     def __init__(
         self,
@@ -55,30 +43,25 @@ class GenerateSampler:
         processor: Qwen2_5_VLProcessor,
         *,
         greedy: bool = False,
-        batch_size: int = 512,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        seed: int = 0,
     ) -> None:
-        self.model, self.processor = model, processor
-        self.greedy, self.batch_size, self.max_new_tokens = greedy, batch_size, max_new_tokens
+        self._engine = HFRollout(SEQUENCES_PER_BATCH)
+        self._engine.setup(Policy(model, processor.tokenizer.pad_token_id), processor.tokenizer)
+        self._encoder = PromptEncoder(processor, PromptOptions(system_prompt=None))
+        self._temperature = 0.0 if greedy else 1.0
+        self._seed = seed
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], n: int) -> list[list[Answered]]:
-        tokenizer = self.processor.tokenizer
-        self.model.eval()
+        sampling = SamplingOptions(n, self._temperature, max_new_tokens=MAX_NEW_TOKENS)
         answered: list[list[Answered]] = []
-        per_batch = max(1, self.batch_size // n)
+        per_batch = max(1, SEQUENCES_PER_BATCH // n)  # also bounds how many pictures are encoded at the same time
         for start in range(0, len(prompts), per_batch):
-            inputs = encode(self.processor, prompts[start : start + per_batch])
-            output = self.model.generate(
-                **inputs,
-                do_sample=not self.greedy,
-                num_return_sequences=n,
-                max_new_tokens=self.max_new_tokens,
-                suppress_tokens=tokenizer.convert_tokens_to_ids(list(VISION_TOKENS)),
-            )
-            completions = output[:, inputs["input_ids"].shape[1] :]
-            lengths = (completions != tokenizer.pad_token_id).sum(1).tolist()
-            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-            rows = [Answered(text, length) for text, length in zip(texts, lengths, strict=True)]
-            answered += [rows[i : i + n] for i in range(0, len(rows), n)]
+            encoded = [self._encode(prompt) for prompt in prompts[start : start + per_batch]]
+            groups = self._engine.generate(encoded, sampling, self._seed + start)
+            answered += [[Answered(one.text, len(one)) for one in group] for group in groups]
         return answered
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        encoded = self._encoder.encode(prompt)
+        assert isinstance(encoded, EncodedPrompt), encoded
+        return encoded

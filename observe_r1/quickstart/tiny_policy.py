@@ -13,12 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-from observe_r1.quickstart.scenes import IMAGE_SIDE
-from observe_r1.torchvision_compat import ensure_importable
-
-ensure_importable()  # before transformers: its model classes import torchvision
-from transformers import (  # noqa: E402
+from transformers import (
     AddedToken,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -30,6 +25,8 @@ from transformers import (  # noqa: E402
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+
+from observe_r1.quickstart.scenes import IMAGE_SIDE
 
 POLICY_DIRECTORY = Path(__file__).parent / "policy"
 """The shipped warm-started policy, as `AutoProcessor` and `AutoModelForImageTextToText` load it."""

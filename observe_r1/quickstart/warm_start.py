@@ -21,7 +21,7 @@ from observe_r1.quickstart.annotations import annotate
 from observe_r1.quickstart.grounding import ground
 from observe_r1.quickstart.pass_rates import Judged, judge
 from observe_r1.quickstart.questions import FAMILIES, SYSTEM_PROMPT, Question, make_question
-from observe_r1.quickstart.sampling import GenerateSampler, encode
+from observe_r1.quickstart.sampling import PolicySampler
 from observe_r1.quickstart.tiny_policy import TURN_END, build_model, build_processor, save_policy
 
 if TYPE_CHECKING:
@@ -42,7 +42,17 @@ def supervised_batch(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Model inputs, and labels [batch, tokens] that are -100 outside of the responses."""
     ended = [response + TURN_END for response in responses]
-    inputs = encode(processor, [question.prompt() for question in questions], ended)
+    prompts = [question.prompt() for question in questions]
+    texts = processor.apply_chat_template([list(prompt.messages) for prompt in prompts], add_generation_prompt=True)
+    inputs = dict(
+        processor(
+            text=[text + response for text, response in zip(texts, ended, strict=True)],
+            images=[list(prompt.images) for prompt in prompts],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+    )
     lengths = inputs["attention_mask"].sum(1)
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, response in enumerate(processor.tokenizer(ended)["input_ids"]):
@@ -81,9 +91,8 @@ def report(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProce
     """Pass rates on held-out questions per family, greedy and sampled, and the share of well-formed samples."""
     questions = [make_question("held_out", seed, index) for index in range(N_EVALUATED)]
     prompts = [question.prompt() for question in questions]
-    torch.manual_seed(seed)
-    greedy = judge(GenerateSampler(model, processor, greedy=True), prompts, 1)
-    sampled = judge(GenerateSampler(model, processor), prompts, N_SAMPLES)
+    greedy = judge(PolicySampler(model, processor, greedy=True), prompts, 1)
+    sampled = judge(PolicySampler(model, processor, seed=seed), prompts, N_SAMPLES)
     table = Table("family", "greedy", "sampled", "format", "sometimes right", title=f"{N_EVALUATED} held-out questions")
     for family in (*FAMILIES, "all"):
         rows = [row for row, question in enumerate(questions) if family in (question.family, "all")]

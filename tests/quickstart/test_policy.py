@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from observe_r1.answers import is_well_formed
+from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.quickstart.annotations import annotate
 from observe_r1.quickstart.pass_rates import judge
 from observe_r1.quickstart.questions import SYSTEM_PROMPT, make_question
-from observe_r1.quickstart.sampling import MAX_NEW_TOKENS, GenerateSampler, encode
-from observe_r1.quickstart.tiny_policy import POLICY_DIRECTORY, TAGS, TURN_END, VISION_TOKENS, load_policy, save_policy
+from observe_r1.quickstart.sampling import MAX_NEW_TOKENS, PolicySampler
+from observe_r1.quickstart.tiny_policy import POLICY_DIRECTORY, TAGS, TURN_END, load_policy, save_policy
 from observe_r1.quickstart.warm_start import supervised_batch
 
 PROMPTS = [make_question("held_out", 0, index).prompt() for index in range(48)]
@@ -57,8 +58,9 @@ def test_words_and_tags_of_the_quick_start_are_one_token_each(policy):
 
 
 def test_a_picture_is_sixteen_visual_tokens(policy):
-    inputs = encode(policy[1], PROMPTS[:3])
-    assert (inputs["input_ids"] == policy[0].config.image_token_id).sum(1).tolist() == [16, 16, 16]
+    encoder = PromptEncoder(policy[1], PromptOptions(system_prompt=None))
+    for prompt in PROMPTS[:3]:
+        assert int((encoder.encode(prompt).token_ids == policy[0].config.image_token_id).sum()) == 16
 
 
 def test_supervised_labels_are_the_response_and_its_end(policy):
@@ -72,8 +74,7 @@ def test_supervised_labels_are_the_response_and_its_end(policy):
 
 
 def test_the_policy_keeps_the_format_mostly_and_is_right_sometimes(policy):
-    torch.manual_seed(0)
-    judged = judge(GenerateSampler(*policy), PROMPTS, 8)
+    judged = judge(PolicySampler(*policy), PROMPTS, 8)
     n = len(PROMPTS) * 8
     assert 0.75 < sum(one.n_well_formed for one in judged) / n < 1
     assert 0.3 < sum(one.n_correct for one in judged) / n < 0.75
@@ -81,19 +82,10 @@ def test_the_policy_keeps_the_format_mostly_and_is_right_sometimes(policy):
     assert all(1 < answered.n_tokens <= MAX_NEW_TOKENS for one in judged for answered in one.answered)
 
 
-def test_vision_tokens_are_never_sampled():
-    model, processor = load_policy()
-    ids = processor.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
-    with torch.no_grad():
-        model.lm_head.weight[ids] *= 100
-    (answered,) = GenerateSampler(model, processor, max_new_tokens=8)(PROMPTS[:1], 8)
-    assert not any(token in one.text for one in answered for token in VISION_TOKENS)
-
-
 def test_a_saved_policy_loads_with_the_same_answers(policy, tmp_path):
     save_policy(*policy, tmp_path)
     again = load_policy(tmp_path)
-    (first,), (second,) = (GenerateSampler(*one, greedy=True)(PROMPTS[:1], 1) for one in (policy, again))
+    (first,), (second,) = (PolicySampler(*one, greedy=True)(PROMPTS[:1], 1) for one in (policy, again))
     assert first == second
 
 
