@@ -47,10 +47,8 @@ def deal_steps(
     if not groups:
         raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
     dealt: list[OptimizerStep] = []
-    bounds = [round(len(groups) * step / steps) for step in range(steps + 1)]
-    for start, end in pairwise(bounds):
-        numbers = range(start, end)
-        trained = [(g, c) for g in numbers for c in range(len(groups[g].completions)) if _is_trained(groups[g], c)]
+    for part in _share_out(groups, steps):
+        trained = [(g, c) for g, c in part if _is_trained(groups[g], c)]
         forwarded = [
             (g, c) for g, c in trained if not skip_zero_advantage or float(_scores(groups[g]).advantage[c]) != 0.0
         ]
@@ -61,11 +59,17 @@ def deal_steps(
         totals = StepTotals(*(max(value, 1.0) for value in sums))
         fillers = _fillers(groups, forwarded, micro_batches - len(forwarded))
         items = sorted({*forwarded, *fillers})
-        parts = balance([cost(groups, item) for item in items], micro_batches)
-        dealt.append(
-            OptimizerStep([_assignment([items[i] for i in part]) for part in parts], totals, frozenset(fillers))
-        )
+        cuts = balance([cost(groups, item) for item in items], micro_batches)
+        dealt.append(OptimizerStep([_assignment([items[i] for i in cut]) for cut in cuts], totals, frozenset(fillers)))
     return dealt * epochs
+
+
+def _share_out(groups: Sequence[PromptGroup], steps: int) -> list[list[Item]]:
+    """Completions of each optimizer step: whole groups, or where there are fewer groups than steps, parts of them."""
+    completions = [[(g, c) for c in range(len(group.completions))] for g, group in enumerate(groups)]
+    units = completions if len(groups) >= steps else [[item] for items in completions for item in items]
+    bounds = [round(len(units) * step / steps) for step in range(steps + 1)]
+    return [[item for unit in units[start:end] for item in unit] for start, end in pairwise(bounds)]
 
 
 def cost(groups: Sequence[PromptGroup], item: Item) -> float:

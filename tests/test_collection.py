@@ -171,6 +171,16 @@ def test_refills_are_bounded_and_never_leave_a_rank_without_work(policy: Policy,
     assert not bool((batch.advantages * batch.trained).any())
 
 
+def test_fewer_groups_than_steps_are_shared_out_by_completions(policy: Policy, encoder: PromptEncoder) -> None:
+    engine = Recited(encoder, {0: MIXED, 1: MIXED})
+    experience = collect(
+        collector_of(policy, engine, updates=UpdateOptions(steps_per_rollout=4)), Questions(encoder, 2)
+    )
+    assert [step.totals.sequences for step in experience.steps] == [2.0] * 4
+    trained = [item for step in experience.steps for batch in step.micro_batches for item in batch]
+    assert trained == [(0, [0, 1]), (0, [2, 3]), (1, [0, 1]), (1, [2, 3])]
+
+
 def test_the_end_of_the_ladder_ends_the_epoch(policy: Policy, encoder: PromptEncoder) -> None:
     collector = collector_of(policy, Recited(encoder, {0: MIXED}))
     source = Questions(encoder, 1)
