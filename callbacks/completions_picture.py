@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from observe_r1.experience import Prompt, PromptGroup
 
-ROW_INCHES = 2.3
+ROW_INCHES = 1.8
 MAX_CHARACTERS = 420  # of a completion in the picture; the file beside it has all of it
 GREEN, RED, GREY = "#1a7f37", "#b42318", "#555555"
 
@@ -50,11 +50,12 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
     for axis, name, number in ((axes[2], "best", order[0]), (axes[3], "worst", order[-1])):
         completion = group.completions[number]
         colour = GREEN if bool(scores.correct[number]) else RED
-        heading = f"{name}: reward {scores.reward[number]:.2f}   advantage {scores.advantage[number]:+.2f}"
+        advantage = float(scores.advantage[number]) + 0.0  # no minus before a zero
+        heading = f"{name}: reward {scores.reward[number]:.2f}   advantage {advantage:+.2f}"
         length = f"{len(completion)} tokens" + (", truncated" if completion.truncated else "")
         axis.text(0, 0.98, heading, va="top", fontsize=9, color=colour, weight="bold")
-        axis.text(0, 0.87, length, va="top", fontsize=8, color=GREY)
-        axis.text(0, 0.76, _wrap(completion.text, 52), va="top", fontsize=9, parse_math=False)
+        axis.text(0, 0.84, length, va="top", fontsize=8, color=GREY)
+        axis.text(0, 0.71, _wrap(completion.text, 52), va="top", fontsize=9, parse_math=False)
 
 
 def question_of(prompt: Prompt) -> str:

@@ -56,7 +56,7 @@ class RunSummary(L.Callback):
             self.write(trainer, pl_module, f"{type(exception).__name__}: {exception}")
 
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
-        """Writes the file, on the first rank."""
+        """Writes the file, on the first rank; called on all of them."""
         assert isinstance(module, ObserveR1)
         if not trainer.is_global_zero or self.run_directory is None:
             return
