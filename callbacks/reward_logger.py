@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,15 @@ class RewardLogger(L.Callback):
         self.table_every_n_rollouts = table_every_n_rollouts
         self.rows = rows
         self.rollouts = 0
-        self.verdicts: Counter[str] = Counter()
         self.run_directory: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: ObserveR1, experience: Experience) -> None:
-        self._count_verdicts(trainer, pl_module)
+        metrics = {f"verification/{name}": float(count) for name, count in experience.verdicts.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
         if trainer.is_global_zero:
             self._log_histograms(trainer, experience)
             if self.table_every_n_rollouts and self.rollouts % self.table_every_n_rollouts == 0:
@@ -52,19 +52,10 @@ class RewardLogger(L.Callback):
         self.rollouts += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rollouts": self.rollouts, "verdicts": dict(self.verdicts)}
+        return {"rollouts": self.rollouts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rollouts = state_dict["rollouts"]
-        self.verdicts = Counter(state_dict["verdicts"])
-
-    def _count_verdicts(self, trainer: L.Trainer, module: ObserveR1) -> None:
-        counts = module.rewards.take_counts()
-        self.verdicts.update(counts)
-        if counts:
-            metrics = {f"verification/{name}": float(count) for name, count in counts.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
 
     def _log_histograms(self, trainer: L.Trainer, experience: Experience) -> None:
         scores = [group.scores for group in experience.groups if group.scores is not None]

@@ -40,6 +40,9 @@ class RunSummary(L.Callback):
             return
         figures = {name.removeprefix("val/"): round(float(v), 6) for name, v in pl_module.validation_figures.items()}
         self.validations.append({"step": trainer.global_step, **figures})
+        if trainer.sanity_checking:  # which Lightning does not log: the curves would begin after the first steps
+            for logger in trainer.loggers:
+                logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, step=0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self.validations, "seconds": self._seconds()}
@@ -53,11 +56,15 @@ class RunSummary(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, ObserveR1):
-            self.write(trainer, pl_module, f"{type(exception).__name__}: {exception}")
+            notes = "; ".join(getattr(exception, "__notes__", ()))
+            self.write(
+                trainer, pl_module, f"{type(exception).__name__}: {exception}" + (f" ({notes})" if notes else "")
+            )
 
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         """Writes the file, on the first rank; called on all of them."""
         assert isinstance(module, ObserveR1)
+        skipped = trainer.datamodule.skipped() if status == "finished" else {}  # type: ignore[attr-defined]
         if not trainer.is_global_zero or self.run_directory is None:
             return
         before = next((v for v in self.validations if v["step"] == 0), None)
@@ -73,7 +80,8 @@ class RunSummary(L.Callback):
             "optimizer_steps": trainer.global_step,
             "seconds": {"total": round(self._seconds(), 2)}
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
-            "skipped": dict(getattr(trainer.datamodule, "skipped", {})),  # type: ignore[attr-defined]
+            "skipped": skipped,
+            "verdicts": {split: dict(counts) for split, counts in module.verdicts.items()},
             "versions": versions(),
         }
         path = Path(self.run_directory) / "summary.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -28,7 +28,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         workers: Processes that read and encode ahead; 0 does it in the training process.
         questions_per_batch: Held-out questions answered at the same time on one rank.
         max_image_pixels: Images with more pixels than this are skipped before they are decoded.
-        seed: Of the random order. The command line sets it from `seed_everything`.
+        missing_shards: `error` refuses a ladder whose tars are not all there; `skip` counts their samples as skipped.
+        seed: Seed of the random order. The command line sets it from `seed_everything`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class NeuraLadderDataModule(L.LightningDataModule):
         workers: int = 2,
         questions_per_batch: int = 64,
         max_image_pixels: int = DEFAULT_MAX_PIXELS,
+        missing_shards: Literal["error", "skip"] = "error",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -52,9 +54,11 @@ class NeuraLadderDataModule(L.LightningDataModule):
         self.workers = workers
         self.questions_per_batch = questions_per_batch
         self.max_image_pixels = max_image_pixels
+        self.missing_shards: Literal["error", "skip"] = missing_shards
         self.seed = seed
         self._datasets: dict[str, LadderDataset] = {}
         self._loader: RolloutLoader | None = None
+        self._question_stream: PromptStream | None = None
         self._saved: dict[str, Any] | None = None
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -98,7 +102,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         return self.held_out
 
     def _questions(self, ladder: str) -> QuestionLoader:
-        return QuestionLoader(self._stream(ladder, "ladder", len(self._dataset(ladder))), self.questions_per_batch)
+        self._question_stream = self._stream(ladder, "ladder", len(self._dataset(ladder)))
+        return QuestionLoader(self._question_stream, self.questions_per_batch)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
@@ -122,10 +127,20 @@ class NeuraLadderDataModule(L.LightningDataModule):
             self._loader.load_state_dict(self._saved)
             self._saved = None
 
-    @property
-    def skipped(self) -> Counter[str]:
-        """Samples of this rank that could not be used, by reason."""
-        return Counter() if self._loader is None else self._loader.stream.skipped
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Samples that could not be used, by reason: of the training so far, and of one pass over the held-out ones.
+
+        Adds up over ranks, so all of them have to call it.
+        """
+        mine = {
+            "train": Counter() if self._loader is None else self._loader.stream.skipped,
+            "held_out": Counter() if self._question_stream is None else self._question_stream.skipped,
+        }
+        ranks: list[Any] = [mine]
+        if self._trainer.world_size > 1:
+            ranks = [None] * self._trainer.world_size
+            torch.distributed.all_gather_object(ranks, mine)
+        return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +158,9 @@ class NeuraLadderDataModule(L.LightningDataModule):
 
     def _dataset(self, ladder: str) -> LadderDataset:
         if ladder not in self._datasets:
-            self._datasets[ladder] = LadderDataset(ladder, max_image_pixels=self.max_image_pixels)
+            self._datasets[ladder] = LadderDataset(
+                ladder, max_image_pixels=self.max_image_pixels, missing_shards=self.missing_shards
+            )
         return self._datasets[ladder]
 
     def _stream(self, ladder: str, order: Order, size: int) -> PromptStream:
@@ -170,6 +187,7 @@ class QuestionLoader:
 
     def __iter__(self) -> Iterator[Sealed[list[EncodedPrompt]]]:
         self.stream.next_epoch()
+        self.stream.skipped.clear()
         while not self.stream.exhausted:
             batch = self.stream.draw(self.batch_size * self.stream.world_size)
             if batch:

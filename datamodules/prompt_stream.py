@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import EncodedPrompt, Prompt, Skipped
 
 Order = Literal["ladder", "random"]
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedDataset(Dataset[EncodedPrompt | Skipped]):
@@ -41,7 +45,7 @@ class PromptStream:
         dataset: Encodes the sample at a ladder position.
         size: Samples of an epoch, from the start of the order.
         order: Of training.
-        seed: Of the random order.
+        seed: Seed of the random order.
         workers: Loader processes; 0 encodes in this one.
         rank: Of this process.
         world_size: Number of ranks.
@@ -112,8 +116,10 @@ class PromptStream:
                 continue
             sample = next(reader)
             if isinstance(sample, Skipped):
+                if not self.skipped[sample.reason]:
+                    self.examples[sample.reason] = sample.detail
+                    logger.warning("skipping sample %d: %s (%s)", sample.position, sample.reason, sample.detail)
                 self.skipped[sample.reason] += 1
-                self.examples.setdefault(sample.reason, sample.detail)
             else:
                 taken.append(sample)
         self.position = end
@@ -122,4 +128,7 @@ class PromptStream:
     def _read_from(self, start: int) -> Iterator[EncodedPrompt | Skipped]:
         order = curriculum_order(self.size, self.order, self.seed, self.epoch)
         mine = [order[number] for number in range(start, self.size) if number % self.world_size == self.rank]
-        return iter(DataLoader(self.dataset, batch_size=None, sampler=mine, num_workers=self.workers))
+        # a generator of its own: the loader would take a seed from the global one, and a resumed run one more
+        generator = torch.Generator()
+        loader = DataLoader(self.dataset, batch_size=None, sampler=mine, num_workers=self.workers, generator=generator)
+        return iter(loader)

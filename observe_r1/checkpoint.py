@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 ENTRY = "observe_r1"
@@ -18,6 +19,45 @@ def drop_reference(checkpoint: dict[str, Any]) -> None:
 def restore_reference(checkpoint: dict[str, Any], weights: Mapping[str, Any]) -> None:
     """Puts the loaded reference model where a strict load of the state looks for it."""
     checkpoint["state_dict"] |= {f"{REFERENCE}{name}": value for name, value in weights.items()}
+
+
+LIGHTNINGS_OWN = ("", "last", "best", "hpc", "null")  # values of --ckpt_path that are no files
+
+
+def check_requested(arguments: Sequence[str]) -> None:
+    """Looks at the checkpoint that a command line asks for, before a run is set up for it.
+
+    Raises:
+        ValueError: There is no such file, or observe_r1 did not write it.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        path = value if equals else following
+        if option == "--ckpt_path" and path not in LIGHTNINGS_OWN:
+            check_file(path)
+
+
+def check_file(path: str) -> None:
+    """Looks into a checkpoint.
+
+    Raises:
+        ValueError: There is no such file, or observe_r1 did not write it.
+    """
+    import torch
+
+    if not Path(path).exists():
+        raise ValueError(
+            f"ckpt_path: no file {path!r}. Checkpoints lie in RUN_DIRECTORY/checkpoints, such as last.ckpt."
+        )
+    if Path(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_ours = ENTRY in content
+    except Exception as error:  # whatever a file that is something else makes the unpickler raise
+        raise ValueError(f"ckpt_path: {path!r} is not a checkpoint that can be loaded safely ({error}).") from error
+    if not is_ours:
+        raise ValueError(f"ckpt_path: {path!r} was not written by observe_r1: it has no {ENTRY!r} entry.")
 
 
 def check_entry(checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:

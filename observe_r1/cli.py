@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-OWN_COMMANDS = {"ladder": "import ladders (observe-r1 ladder --help)"}
-DESCRIPTION = "Train vision-language models with the Observe-R1 recipe. Beside the subcommands below: " + "; ".join(
-    f"{name}: {purpose}" for name, purpose in OWN_COMMANDS.items()
+OWN_COMMANDS = ("ladder",)
+DESCRIPTION = (
+    "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
+    "data (see `observe-r1 ladder --help`); the subcommands below train and evaluate."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `observe-r1`; `arguments` stand for those of the process."""
     sys.argv[1:] = [locate_config(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    sys.path.append(os.getcwd())  # class_path finds a reward or callback in a file beside the config
+    # class_path finds a reward or callback in a file where the command is started, or beside a config
+    configs = [argument.rpartition("=")[2] for argument in sys.argv if argument.endswith(".yaml")]
+    sys.path += dict.fromkeys([os.getcwd(), *(str(Path(config).resolve().parent) for config in configs)])
     if sys.argv[1:] and sys.argv[1] in OWN_COMMANDS:
         run_own_command(sys.argv[1], sys.argv[2:])
     else:
@@ -33,7 +36,10 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
     from observe_r1.ladder.importers import import_ladder
 
     commands = {"ladder": {"import": import_ladder}}
-    auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+    try:
+        auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+    except (ValueError, OSError) as error:
+        sys.exit(f"observe-r1 {name}: {error}")
 
 
 def run_lightning_command() -> None:
@@ -47,8 +53,11 @@ def run_lightning_command() -> None:
 
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from observe_r1.checkpoint import check_requested
     from observe_r1.datamodules import NeuraLadderDataModule
     from observe_r1.module import ObserveR1
+
+    check_requested(sys.argv)
 
     class ObserveR1CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

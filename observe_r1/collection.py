@@ -49,7 +49,7 @@ class FilteringOptions:
     Args:
         zero_variance: Groups without any advantage: `keep` them (they count in the denominators), or `refill` (drop
             them and draw further samples of the ladder, as DAPO's dynamic sampling).
-        max_refills: How often a rollout is refilled at most.
+        max_refills: Largest number of refills of a rollout.
         overlong: Completions cut by the length limit: `keep`, or `mask` them out of the loss.
     """
 
@@ -151,6 +151,7 @@ class RolloutCollector:
         if self.needs_reference:
             with self.clock.measure("reference_logprobs"):
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs)
+        experience.verdicts = dict(self.rewards.take_counts())
         experience.metrics = self._figures(experience, passed_over, train_seconds, ranks)
         return experience
 

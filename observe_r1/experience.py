@@ -85,6 +85,7 @@ class GroupScores:
     parts: dict[str, Tensor]  # [G] each reward before its weight
     reward: Tensor  # [G] weighted sum of the parts, plus the concise bonus
     correct: Tensor  # [G] bool; its own tensor, never recovered from the reward
+    judged: Tensor  # [G] bool; False: nobody can say whether it is correct, it counts in no pass rate
     trained: Tensor  # [G] bool; False leaves a completion out of the loss (gold not judgeable, overlong and masked)
     advantage: Tensor  # [G] after the dynamic weight
     weight: float  # dynamic weight of the group, 4 * sigma * p * (1 - p)
@@ -136,6 +137,7 @@ class Experience:
     groups: list[PromptGroup]
     steps: list[OptimizerStep]
     metrics: dict[str, float] = field(default_factory=dict)  # by logging name, over all ranks
+    verdicts: dict[str, int] = field(default_factory=dict)  # how answers were judged, on this rank
 
     def __len__(self) -> int:
         return sum(len(step.micro_batches) for step in self.steps)

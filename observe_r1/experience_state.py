@@ -42,6 +42,7 @@ def to_state(experience: Experience) -> dict[str, Any]:
             for step in experience.steps
         ],
         "metrics": dict(experience.metrics),
+        "verdicts": dict(experience.verdicts),
     }
 
 
@@ -70,4 +71,4 @@ def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt])
         )
         for step in state["steps"]
     ]
-    return Experience(groups, steps, state["metrics"])
+    return Experience(groups, steps, state["metrics"], state["verdicts"])

@@ -73,7 +73,7 @@ def padded_logprobs(
         backbone: Gives `last_hidden_state` for model inputs.
         head: Maps hidden states to logits.
         forbidden: [F] token ids that cannot be sampled; they are left out of the distribution.
-        chunk_tokens: So many tokens have logits at the same time.
+        chunk_tokens: Number of tokens that have logits at once.
     """
     rows = pad_rows(slices, pad_token_id)
     hidden = backbone(**rows.inputs, use_cache=False).last_hidden_state[rows.row, rows.column]

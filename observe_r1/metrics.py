@@ -39,7 +39,10 @@ def rollout_sums(groups: Sequence[PromptGroup]) -> dict[str, tuple[float, float]
 
     sums = {
         "rollout/reward": over_completions([score.reward for score in scores]),
-        "rollout/pass_rate": over_completions([score.correct for score in scores]),
+        "rollout/pass_rate": (
+            float(sum(int(score.correct.sum()) for score in scores)),
+            float(sum(int(score.judged.sum()) for score in scores)),
+        ),
         "rollout/length": (float(sum(len(c) for c in completions)), count),
         "rollout/truncated": (float(sum(c.truncated for c in completions)), count),
         "rollout/left_out": over_completions([~score.trained for score in scores]),
@@ -50,13 +53,13 @@ def rollout_sums(groups: Sequence[PromptGroup]) -> dict[str, tuple[float, float]
         sums[f"reward/{part}"] = over_completions([score.parts[part] for score in scores])
     for level in range(LEVELS):
         at_level = [
-            group.scores.correct
+            group.scores
             for group in groups
             if group.scores is not None and level_of(group.prompt.prompt.difficulty) == level
         ]
         sums[f"pass_rate_by_level/{level_name(level)}"] = (
-            float(sum(int(correct.sum()) for correct in at_level)),
-            float(sum(len(correct) for correct in at_level)),
+            float(sum(int(score.correct.sum()) for score in at_level)),
+            float(sum(int(score.judged.sum()) for score in at_level)),
         )
     return sums
 

@@ -12,6 +12,7 @@ Differences from the authors' release, and why, are listed in docs/differences.m
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
+from observe_r1.answers import is_well_formed
 from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
 from observe_r1.encoding import PromptEncoder, PromptOptions
@@ -67,7 +69,7 @@ class ObserveR1(L.LightningModule):
         optimizer: Optimizer of the trainable parameters.
         scheduler: Learning-rate schedule, given the optimizer and the optimizer steps of the run.
         validation_max_new_tokens: Length limit of the greedy answers to held-out questions; null: as in training.
-        seed: Of the sampling. The command line sets it from `seed_everything`.
+        seed: Seed of the sampling. The command line sets it from `seed_everything`.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class ObserveR1(L.LightningModule):
         self.encoder: PromptEncoder
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
+        self.verdicts: dict[str, Counter[str]] = {"train": Counter(), "held_out": Counter()}
         self._train_started = 0.0
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
@@ -150,6 +153,7 @@ class ObserveR1(L.LightningModule):
         with self._inference():
             experience = self.collector.collect(source, count, self.trainer.accumulate_grad_batches, self._ranks)
         if experience is not None:
+            self.verdicts["train"].update(experience.verdicts)
             self.rollout_figures = experience.metrics
             self.call_callbacks("on_rollout_end", experience)
         return experience
@@ -241,14 +245,13 @@ class ObserveR1(L.LightningModule):
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
-        groups = self._answer(sealed.content)
-        scores = [group.scores for group in groups if group.scores is not None]
-        formats = [score.parts.get("format", score.correct.float()) for score in scores]
+        answers = self._answer(sealed.content)
+        judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(
-            [group.prompt.prompt.difficulty for group in groups],
-            torch.cat([score.correct for score in scores]),
-            torch.cat(formats) > 0,
-            torch.tensor([len(group.completions[0]) for group in groups]),
+            [group.prompt.prompt.difficulty for group in judged],
+            torch.tensor([group.scores is not None and bool(group.scores.correct[0]) for group in judged]),
+            torch.tensor([is_well_formed(group.completions[0].text) for group in judged]),
+            torch.tensor([len(group.completions[0]) for group in judged]),
         )
 
     def on_validation_epoch_end(self) -> None:
@@ -275,6 +278,7 @@ class ObserveR1(L.LightningModule):
         with self._inference():
             groups = self.collector.sample(prompts, self.greedy, self.seed, PhaseClock())
         self.clock.add("validate", time.perf_counter() - started)
+        self.verdicts["held_out"].update(self.rewards.take_counts())
         return groups
 
     def _log_step(self, sums: dict[str, Tensor], last_of_step: bool) -> None:
@@ -297,6 +301,7 @@ class ObserveR1(L.LightningModule):
             "rng": torch.get_rng_state(),
             "rollout_figures": dict(self.rollout_figures),
             "seconds": dict(self.clock.total),
+            "verdicts": {split: dict(counts) for split, counts in self.verdicts.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -305,6 +310,7 @@ class ObserveR1(L.LightningModule):
             restore_reference(checkpoint, self.reference.state_dict())
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
+        self.verdicts = {split: Counter(counts) for split, counts in saved["verdicts"].items()}
         self._restored_rng = saved["rng"]
 
     def on_train_start(self) -> None:

@@ -49,7 +49,7 @@ class PolicyOptions:
         freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
         gradient_checkpointing: Compute activations again in the backward instead of keeping them.
         lora: Train adapters only.
-        logprob_chunk_tokens: So many completion tokens have logits at the same time.
+        logprob_chunk_tokens: Number of completion tokens that have logits at once.
     """
 
     pretrained: str
@@ -173,9 +173,11 @@ def load_processor(pretrained: str, options: PromptOptions) -> Any:
     """The model's own processor, with the pixel limits of the prompt options."""
     from transformers import AutoProcessor
 
-    limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-    given = {key: value for key, value in limits.items() if value is not None}
-    return AutoProcessor.from_pretrained(locate(pretrained), **given)
+    processor = AutoProcessor.from_pretrained(locate(pretrained))
+    limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}  # areas, despite the names
+    size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+    return processor
 
 
 def _load_model(options: PolicyOptions, dtype: torch.dtype) -> Any:

@@ -38,6 +38,7 @@ def score_groups(
             parts={**parts, "bonus": bonus.float()},
             reward=reward.float(),
             correct=correct,
+            judged=judged,
             trained=trained,
             advantage=values.float(),
             weight=weight,

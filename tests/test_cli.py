@@ -63,14 +63,17 @@ def test_own_reward_and_callback_from_a_file(
     assert summary["status"] == "finished"
     assert set(summary["pass_rate"]) == {"before", "after"}
     assert 0 <= summary["pass_rate"]["after"] <= 1
-    assert summary["optimizer_steps"] == 3
+    assert summary["optimizer_steps"] == 6
     assert {"generate", "reward", "train", "validate"} <= summary["seconds"].keys()
-    assert summary["skipped"] == {}
+    assert summary["skipped"] == {"train": {}, "held_out": {}}
+    assert sum(summary["verdicts"]["train"].values()) == 24 * 4
+    assert sum(summary["verdicts"]["held_out"].values()) == 12 * len(summary["validations"])
     assert summary["versions"]["torch"]
     rows = [json.loads(line) for line in (directory / "completions" / "completions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 4
     for row in rows:
-        expected = row["reward/accuracy"] + 0.3 * row["reward/brevity"] + row["reward/bonus"]
+        weighted = 0.5 * row["reward/format"] + row["reward/accuracy"] + 0.3 * row["reward/brevity"]
+        expected = weighted + row["reward/bonus"]
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -100,7 +103,7 @@ def test_bad_samples_are_skipped_by_name_and_counted(run: Any, tmp_path: Path, t
     run("fit", *SHORT, "--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=0", f"--data.ladder={ladder}")
     summary = json.loads((run_directory(tmp_path) / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert 1 <= summary["skipped"]["shard_truncated"] <= 7
+    assert 1 <= summary["skipped"]["train"]["shard_truncated"] <= 7
     assert summary["pass_rate"] == {"before": None, "after": None}
 
 
@@ -113,6 +116,8 @@ def test_bad_samples_are_skipped_by_name_and_counted(run: Any, tmp_path: Path, t
         (["fit", *SHORT, "--data.ladder=missing"], "missing"),
         (["fit", *SHORT, "--data.ladder=.", "--model.policy.pretrained=./nowhere"], "./nowhere"),
         (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["fit", *SHORT, "--data.ladder=.", "--ckpt_path=nowhere.ckpt"], "no file 'nowhere.ckpt'"),
+        (["fit", *SHORT, "--data.ladder=.", "--model.rewards=null", "--model.rewards.x=mine.X"], "mine.X"),
         (["ladder", "import", "nothing.jsonl", "out"], "nothing.jsonl"),
         (["ladder", "import"], "input"),
     ],
@@ -137,6 +142,71 @@ def test_a_checkpoint_of_another_model_is_refused(run: Any, tmp_path: Path, tiny
     output = run("fit", *SHORT, *quick, data, "--ckpt_path=other.ckpt", expect=1)
     assert "belongs to another model" in output
     assert "layers" in output
+
+
+@pytest.mark.slow
+def test_what_is_no_checkpoint_is_refused(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
+    import pickle
+
+    import torch
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    (tmp_path / "malicious.ckpt").write_bytes(pickle.dumps({"observe_r1": Malicious()}))
+    for name, expected in (
+        ("text", "not a checkpoint"),
+        ("other", "not written by"),
+        ("malicious", "not a checkpoint"),
+    ):
+        output = run("fit", *SHORT, f"--data.ladder={tiny_ladder}", f"--ckpt_path={name}.ckpt", expect=1)
+        assert expected in output
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_is_named(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from observe_r1.rewards import Reward\n"
+        "class Broken(Reward):\n    def score(self, prompt, completion):\n        raise KeyError('x')\n"
+        "class Undefined(Reward):\n    def score_groups(self, groups):\n"
+        "        return [[float('nan')] * len(group.completions) for group in groups]\n"
+        "    def score(self, prompt, completion): ...\n"
+    )
+    quick = ("--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=0", f"--data.ladder={tiny_ladder}")
+    for name, expected in (
+        ("Broken", "raised by reward 'odd' (Broken)"),
+        ("Undefined", "reward 'odd' gave a score of nan"),
+    ):
+        output = run("fit", *SHORT, *quick, f"--model.rewards.odd=mine.{name}", expect=1)
+        assert expected in output
+    statuses = [json.loads(path.read_text())["status"] for path in sorted(tmp_path.glob("runs/**/summary.json"))]
+    assert statuses[0] == "KeyError: 'x' (raised by reward 'odd' (Broken))"
+
+
+@pytest.mark.slow
+def test_held_out_questions_that_nobody_can_judge_are_not_wrong(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
+    """One gold is beyond the limits of the verification, one picture is damaged: both are counted, neither is wrong."""
+    import dataclasses
+
+    from observe_r1.answers import Gold
+    from observe_r1.ladder.shards import write_ladder
+    from observe_r1.quickstart.questions import make_question
+
+    prompts = [make_question("held_out", 5, index).prompt() for index in range(3)]
+    prompts[1] = dataclasses.replace(prompts[1], gold=Gold("9^{9^{9^9}}", "math"))
+    write_ladder(prompts, tmp_path / "questions")
+    (shard,) = (tmp_path / "questions").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    picture = content.rindex(b"IHDR")
+    content[picture : picture + 12] = bytes(12)
+    shard.write_bytes(content)
+    output = run("validate", *SHORT, f"--data.ladder={tiny_ladder}", f"--data.held_out={tmp_path / 'questions'}")
+    assert "image_corrupt" in output
+    assert re.search(r"val/pass_rate.*[01]\.0", output)
 
 
 @pytest.mark.slow

@@ -126,7 +126,8 @@ def test_a_gold_that_cannot_be_judged_is_left_out_and_counted(policy: Policy, en
     experience = collect(collector, Questions(encoder, 2, gold=r"\frac{1}{"))
     assert not any(bool(group.scores.trained.any()) for group in experience.groups)
     assert not any(bool(group.scores.advantage.any()) for group in experience.groups)
-    assert rewards.take_counts()["unparseable_gold"] == 8
+    assert experience.verdicts["unparseable_gold"] == 8
+    assert "rollout/pass_rate" not in experience.metrics  # nobody can say
     assert float(assemble(experience, 0).trained.sum()) == 0
 
 

@@ -52,7 +52,8 @@ def make_groups(policy: Policy, prompts: Sequence[EncodedPrompt], seed: int, siz
         advantage = torch.randn(size, generator=generator)
         advantage[int(torch.randint(0, size, (), generator=generator))] = 0.0
         trained = torch.rand(size, generator=generator) < 0.8
-        scores = GroupScores({}, torch.zeros(size), torch.zeros(size, dtype=torch.bool), trained, advantage, 1.0)
+        nothing = torch.zeros(size, dtype=torch.bool)
+        scores = GroupScores({}, torch.zeros(size), nothing, ~nothing, trained, advantage, 1.0)
         with torch.no_grad():
             now = policy([GroupSlice(prompt, [c.token_ids for c in completions])], 1.0).logprobs
         old = (now + 0.3 * torch.randn(len(now), generator=generator)).split([len(c) for c in completions])

@@ -102,7 +102,7 @@ class LadderDataset(Dataset[Prompt | Skipped]):
     def _slots_of(self, tar: Path, announced: int | None, skip_missing: bool) -> list[_Slot]:
         if not tar.is_file():
             if announced is None or not skip_missing:
-                skip = "" if announced is None else ", or pass missing_shards='skip' to train without its samples"
+                skip = "" if announced is None else ", or set missing_shards to skip to train without its samples"
                 raise ValueError(f"shard {tar} is missing; restore the file{skip}")
             self.problems["shard_missing"] += 1
             logger.warning("%s is missing: its %d samples are skipped", tar, announced)

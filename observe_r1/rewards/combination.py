@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class RewardCombination:
         if len(judges) != 1:
             found = ", ".join(type(reward).__name__ for reward in self.rewards) or "no rewards"
             raise ValueError(
-                f"rewards holds {len(judges)} rewards that decide correctness, not one ({found}): the pass rate comes "
-                "from a single CorrectnessReward. List AccuracyReward once, and make any other a plain Reward"
+                f"of the rewards ({found}), {len(judges)} decide what is correct, and exactly one must: the pass rate "
+                "comes from it. Use `accuracy: observe_r1.rewards.AccuracyReward` once, and derive others from Reward"
             )
         self.correctness = judges[0]
         names = Counter(reward.name for reward in self.rewards)
@@ -73,12 +74,23 @@ class RewardCombination:
             if reward is self.correctness:
                 scores = [[1.0 if verdict else 0.0 for verdict in group] for group in verdicts]
             else:
-                scores = reward.score_groups(groups)
-                self._check_sizes(reward, groups, scores)
+                scores = self._scores_of(reward, groups)
             parts[reward.name] = scores
         return [
             self._combine({name: scores[i] for name, scores in parts.items()}, verdicts[i]) for i in range(len(groups))
         ]
+
+    def _scores_of(self, reward: Reward, groups: Sequence[PromptGroup]) -> list[list[float]]:
+        try:
+            scores = reward.score_groups(groups)
+        except Exception as error:
+            error.add_note(f"raised by reward {reward.name!r} ({type(reward).__name__})")
+            raise
+        self._check_sizes(reward, groups, scores)
+        wrong = next((value for group in scores for value in group if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise ValueError(f"reward {reward.name!r} gave a score of {wrong!r}; a score must be a finite number")
+        return scores
 
     def _combine(self, parts: dict[str, list[float]], verdicts: Sequence[bool | None]) -> CombinedScores:
         return CombinedScores(

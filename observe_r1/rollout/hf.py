@@ -20,7 +20,7 @@ class HFRollout(RolloutEngine):
     """Samples with the policy itself.
 
     Args:
-        sequences_per_batch: So many completions are generated at the same time.
+        sequences_per_batch: Number of completions that are generated at once.
     """
 
     is_trainer = True

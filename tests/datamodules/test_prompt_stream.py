@@ -128,6 +128,19 @@ def test_encoding_refuses_what_would_break_the_forward(encoded: EncodedDataset) 
     assert (refused.reason, "10" in refused.detail) == ("prompt_too_long", True)
 
 
+def test_pixel_limits_reach_the_image_processor(encoded: EncodedDataset) -> None:
+    prompt = encoded.prompts[0]
+    assert isinstance(prompt, Prompt)
+    areas = []
+    for limits in ({}, {"max_pixels": 56 * 56}, {"min_pixels": 168 * 168, "max_pixels": 224 * 224}):
+        options = PromptOptions(None, **limits)
+        one = PromptEncoder(load_processor("quickstart", options), options).encode(prompt)
+        assert not isinstance(one, Skipped)
+        assert one.vision is not None
+        areas.append(int(one.vision.image_grid_thw.prod()) * 14 * 14)
+    assert areas == [112 * 112, 56 * 56, 168 * 168]
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 23))
 def test_encoded_prompts_hold_one_copy_of_the_pixels(encoded: EncodedDataset, position: int) -> None:

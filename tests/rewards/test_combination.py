@@ -53,9 +53,9 @@ def test_no_groups() -> None:
 @pytest.mark.parametrize(
     ("rewards", "named"),
     [
-        ([], "0 rewards.*no rewards.*AccuracyReward"),
-        ([FormatReward()], "0 rewards.*FormatReward"),
-        ([AccuracyReward(), AccuracyReward(name="again")], "2 rewards"),
+        ([], "no rewards.*0 decide.*AccuracyReward"),
+        ([FormatReward()], "FormatReward.*0 decide"),
+        ([AccuracyReward(), AccuracyReward(name="again")], "2 decide"),
         ([AccuracyReward(), FormatReward(), FormatReward()], "'format'"),
     ],
 )
