@@ -142,9 +142,11 @@ def test_resume_with_dropout_random_order_and_a_worker(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for directory in (whole, parts):
         directory.mkdir()
+    (parts / "killer.py").write_text(KILLER)
+    killer = ("--trainer.callbacks+=killer.Killer", "--trainer.callbacks.point=after_micro_batch")
     command_line(whole)(*arguments)
-    command_line(parts)(*arguments, "--trainer.max_steps=6")
-    command_line(parts)(*arguments, "--ckpt_path=checkpoints/last.ckpt")
+    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", expect=-9)
+    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", "--ckpt_path=checkpoints/last.ckpt")
     assert_same_run(final_state(parts), final_state(whole))
 
 
