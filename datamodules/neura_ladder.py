@@ -59,12 +59,12 @@ class NeuraLadderDataModule(L.LightningDataModule):
         self._datasets: dict[str, LadderDataset] = {}
         self._loader: RolloutLoader | None = None
         self._question_stream: PromptStream | None = None
-        self._saved: dict[str, Any] | None = None
+        self._saved: list[dict[str, Any] | None] | None = None
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> RolloutLoader:
-        if self._loader is None:
+        if self._loader is None or self._loader.module is not self._module:
             world_size = self._trainer.world_size
             if self.prompts_per_rollout % world_size:
                 raise ValueError(
@@ -80,9 +80,7 @@ class NeuraLadderDataModule(L.LightningDataModule):
             stream = self._stream(self.ladder, self.order, samples - samples % world_size)
             stream.smallest_share = self._module.smallest_over_ranks
             self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout)
-            if self._saved is not None:
-                self._loader.load_state_dict(self._saved)
-                self._saved = None
+            self._restore_loader()
         return self._loader
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
@@ -102,13 +100,15 @@ class NeuraLadderDataModule(L.LightningDataModule):
         return self.held_out
 
     def _questions(self, ladder: str) -> QuestionLoader:
+        if len(self._dataset(ladder)) < self._trainer.world_size:
+            raise ValueError(f"{ladder!r} has fewer questions than there are ranks ({self._trainer.world_size}).")
         self._question_stream = self._stream(ladder, "ladder", len(self._dataset(ladder)))
         return QuestionLoader(self._question_stream, self.questions_per_batch)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        mine = None if self._loader is None else self._loader.state_dict()
+        mine = None if self._loader is None else self._loader.save()
         if self._trainer.world_size == 1:
             return {"ranks": [mine]}
         states: list[Any] = [None] * self._trainer.world_size
@@ -116,16 +116,23 @@ class NeuraLadderDataModule(L.LightningDataModule):
         return {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        ranks = state_dict["ranks"]
-        if len(ranks) != self._trainer.world_size:
+        # only kept: a checkpoint may also be validated, on any number of ranks
+        self._saved = state_dict["ranks"]
+        if self._loader is not None:
+            self._restore_loader()
+
+    def _restore_loader(self) -> None:
+        if self._saved is None:
+            return
+        if len(self._saved) != self._trainer.world_size:
             raise ValueError(
-                f"The checkpoint was saved by {len(ranks)} ranks and this run has {self._trainer.world_size}: resume "
-                "on the same number of ranks."
+                f"The checkpoint was saved by {len(self._saved)} ranks and this run has {self._trainer.world_size}: "
+                "resume on the same number of ranks."
             )
-        self._saved = ranks[self._trainer.global_rank]
-        if self._loader is not None and self._saved is not None:
-            self._loader.load_state_dict(self._saved)
-            self._saved = None
+        mine = self._saved[self._trainer.global_rank]
+        self._saved = None
+        if mine is not None and self._loader is not None:
+            self._loader.restore(mine)
 
     def skipped(self) -> dict[str, dict[str, int]]:
         """Samples that could not be used, by reason: of the training so far, and of one pass over the held-out ones.

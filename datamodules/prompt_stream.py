@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from observe_r1.encoding import PromptEncoder
-from observe_r1.experience import EncodedPrompt, Prompt, Skipped
+from observe_r1.experience import EncodedPrompt, Prompt, Skipped, VisionInputs
 
 Order = Literal["ladder", "random"]
 
@@ -82,14 +83,19 @@ class PromptStream:
         return self.position >= self.size
 
     def draw(self, count: int) -> list[EncodedPrompt]:
-        """This rank's share of the next `count` samples. Draws on where a rank would be left without any prompt."""
+        """This rank's share of the next `count` samples. Draws on where a rank would be left without any prompt.
+
+        Where the ladder ends before every rank has one, no rank gets any: they must all train, or none.
+        """
         prompts: list[EncodedPrompt] = []
         while not self.exhausted:
             prompts += self._take(count)
             if self.smallest_share(len(prompts)) > 0:
-                break
+                return prompts
             count = self.world_size
-        return prompts
+        if prompts:
+            self.skipped["other_ranks_have_none"] += len(prompts)
+        return []
 
     def next_epoch(self) -> None:
         """Starts the ladder again."""
@@ -121,7 +127,7 @@ class PromptStream:
                     logger.warning("skipping sample %d: %s (%s)", sample.position, sample.reason, sample.detail)
                 self.skipped[sample.reason] += 1
             else:
-                taken.append(sample)
+                taken.append(_owned(sample) if self.workers else sample)
         self.position = end
         return taken
 
@@ -132,3 +138,14 @@ class PromptStream:
         generator = torch.Generator()
         loader = DataLoader(self.dataset, batch_size=None, sampler=mine, num_workers=self.workers, generator=generator)
         return iter(loader)
+
+
+def _owned(prompt: EncodedPrompt) -> EncodedPrompt:
+    """A copy in this process's own memory: what a worker sends holds a file descriptor for every tensor."""
+    vision = prompt.vision
+    return dataclasses.replace(
+        prompt,
+        token_ids=prompt.token_ids.clone(),
+        mm_token_type_ids=prompt.mm_token_type_ids.clone(),
+        vision=vision and VisionInputs(vision.pixel_values.clone(), vision.image_grid_thw.clone()),
+    )

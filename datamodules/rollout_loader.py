@@ -29,6 +29,7 @@ class RolloutLoader:
         self.prompts_per_rollout = prompts_per_rollout
         self.experience: Experience | None = None
         self.next_micro_batch = 0
+        self.handed_out = 0  # micro-batches of this epoch
 
     def __len__(self) -> int:
         rollouts = -(-self.stream.size // self.prompts_per_rollout)
@@ -43,30 +44,54 @@ class RolloutLoader:
                 self.experience = self.module.collect(self.stream, self.prompts_per_rollout)
                 if self.experience is None:
                     self._refuse_unusable_ladder()
-                    self.stream.next_epoch()
+                    self._next_epoch()
                     return
-            experience = self.experience
-            for number in range(self.next_micro_batch, len(experience)):
-                batch = assemble(experience, number)
+            for number in range(self.next_micro_batch, len(self.experience)):
+                batch = assemble(self.experience, number)
                 # the state has to be right while the generator is suspended: Lightning saves checkpoints there, and
-                # never comes back after the last micro-batch of an epoch
+                # never comes back after the last of `len(self)` micro-batches
                 self.next_micro_batch = number + 1
-                if self.next_micro_batch == len(experience):
+                self.handed_out += 1
+                is_last = self.next_micro_batch == len(self.experience)
+                if is_last:
                     self.experience, self.next_micro_batch = None, 0
-                    if self.stream.exhausted:
-                        self.stream.next_epoch()
+                    if self.handed_out == len(self):
+                        self._next_epoch()
                 yield Sealed(batch)
+                if is_last:
+                    break
 
-    def state_dict(self) -> dict[str, Any]:
+    def _next_epoch(self) -> None:
+        self.stream.next_epoch()
+        self.handed_out = 0
+
+    # not state_dict and load_state_dict: Lightning would save those of rank 0, and load them on every rank
+
+    def save(self) -> dict[str, Any]:
+        """What `restore` needs to continue at the next micro-batch."""
         return {
             "stream": self.stream.state_dict(),
             "next_micro_batch": self.next_micro_batch,
+            "handed_out": self.handed_out,
             "experience": None if self.experience is None else to_state(self.experience),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues where `save` was called.
+
+        Raises:
+            ValueError: In the middle of a rollout, `accumulate_grad_batches` has changed, or a sample is gone.
+        """
+        if state["experience"] is not None:
+            saved = len(state["experience"]["steps"][0]["micro_batches"])
+            if saved != self.module.trainer.accumulate_grad_batches:
+                raise ValueError(
+                    f"The checkpoint was saved in the middle of a rollout with accumulate_grad_batches {saved}, and it "
+                    f"is now {self.module.trainer.accumulate_grad_batches}: resume with {saved}."
+                )
         self.stream.load_state_dict(state["stream"])
         self.next_micro_batch = state["next_micro_batch"]
+        self.handed_out = state["handed_out"]
         self.experience = None if state["experience"] is None else from_state(state["experience"], self._prompt_at)
 
     def _prompt_at(self, position: int) -> EncodedPrompt:
@@ -79,7 +104,7 @@ class RolloutLoader:
         return sample
 
     def _refuse_unusable_ladder(self) -> None:
-        skipped = self.stream.skipped
-        if sum(skipped.values()) >= self.stream.size / self.stream.world_size:
-            reasons = "; ".join(f"{count} × {name} ({self.stream.examples[name]})" for name, count in skipped.items())
+        if not self.handed_out:
+            skipped, examples = self.stream.skipped, self.stream.examples
+            reasons = "; ".join(f"{count} × {name} ({examples.get(name, '')})" for name, count in skipped.items())
             raise ValueError(f"No sample of the ladder can be used: {reasons}.")

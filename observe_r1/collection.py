@@ -14,7 +14,7 @@ from observe_r1.advantages import AdvantageOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup
 from observe_r1.logprobs import TokenLogprobs
 from observe_r1.metrics import rollout_sums
-from observe_r1.micro_batches import assemble_assignment, deal_steps
+from observe_r1.micro_batches import assemble_step, deal_steps
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
 from observe_r1.rewards.combination import RewardCombination
@@ -145,12 +145,15 @@ class RolloutCollector:
             sum_over_ranks=ranks.sum,
         )
         experience = Experience(groups, steps)
+        distinct_steps = self.updates.steps_per_rollout
         if len(steps) > 1:
             with self.clock.measure("old_logprobs"):
-                store_logprobs(experience, "old_logprobs", self._policy_logprobs)
+                store_logprobs(experience, "old_logprobs", self._policy_logprobs, distinct_steps)
         if self.needs_reference:
             with self.clock.measure("reference_logprobs"):
-                store_logprobs(experience, "reference_logprobs", self._reference_logprobs)
+                store_logprobs(
+                    experience, "reference_logprobs", self._reference_logprobs, self.updates.steps_per_rollout
+                )
         experience.verdicts = dict(self.rewards.take_counts())
         experience.metrics = self._figures(experience, passed_over, train_seconds, ranks)
         return experience
@@ -233,8 +236,11 @@ def store_logprobs(
     experience: Experience,
     field: Literal["old_logprobs", "reference_logprobs"],
     logprobs_of: Callable[[MicroBatch], Tensor],
+    distinct_steps: int,
 ) -> None:
     """Computes log-probs of every completion that will be trained and stores them on its group.
+
+    `distinct_steps` are the steps of the first epoch over the rollout; later epochs repeat them.
 
     Runs micro-batch by micro-batch as they will be trained: with another packing, half precision would move the ratio
     off 1 before the first step.
@@ -242,16 +248,15 @@ def store_logprobs(
     filled: list[list[Tensor]] = [
         [torch.zeros(len(completion)) for completion in group.completions] for group in experience.groups
     ]
-    done: set[tuple[int, int]] = set()
-    for step in experience.steps:
-        for assignment in step.micro_batches:
-            items = [(g, c) for g, completions in assignment for c in completions]
-            if done.issuperset(items):  # a later epoch over the same rollout
+    for step in experience.steps[:distinct_steps]:
+        for index, assignment in enumerate(step.micro_batches):
+            batch = assemble_step(experience.groups, step, index)
+            # fillers too: under sharded strategies every rank has to call the model equally often
+            values = logprobs_of(batch).float().cpu()
+            if index in step.fillers:
                 continue
-            batch = assemble_assignment(experience.groups, assignment, step)
-            values = logprobs_of(batch).float().cpu().split(batch.lengths.tolist())
-            for (g, c), value in zip(items, values, strict=True):
-                filled[g][c] = value
-            done.update(items)
+            items = [(g, c) for g, completions in assignment for c in completions]
+            for (g, c), value in zip(items, values.split(batch.lengths.tolist()), strict=True):
+                filled[g][c] = value.clone()  # a view would be saved with the whole micro-batch behind it
     for group, values_of_group in zip(experience.groups, filled, strict=True):
         setattr(group, field, values_of_group)

@@ -125,9 +125,7 @@ class OptimizerStep:
 
     micro_batches: list[Assignment]
     totals: StepTotals
-    filler: frozenset[tuple[int, int]] = (
-        frozenset()
-    )  # (group, completion) that only keep a micro-batch from being empty
+    fillers: frozenset[int] = frozenset()  # micro-batches that count nothing: every step has the same number of them
 
 
 @dataclass
@@ -162,6 +160,7 @@ class MicroBatch:
     sampler_logprobs: Tensor  # [T] float32
     totals: StepTotals
     last_of_step: bool  # the optimizer steps after this micro-batch
+    is_filler: bool = False  # passes through the model and counts nothing
     old_logprobs: Tensor | None = None  # [T] float32
     reference_logprobs: Tensor | None = None  # [T] float32
 

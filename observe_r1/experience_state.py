@@ -37,7 +37,7 @@ def to_state(experience: Experience) -> dict[str, Any]:
             {
                 "micro_batches": step.micro_batches,
                 "totals": asdict(step.totals),
-                "filler": sorted(step.filler),
+                "fillers": sorted(step.fillers),
             }
             for step in experience.steps
         ],
@@ -67,7 +67,7 @@ def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt])
         OptimizerStep(
             [[(g, list(completions)) for g, completions in assignment] for assignment in step["micro_batches"]],
             StepTotals(**step["totals"]),
-            frozenset((g, c) for g, c in step["filler"]),
+            frozenset(step["fillers"]),
         )
         for step in state["steps"]
     ]

@@ -72,7 +72,7 @@ def step_sums(
     `kl` is the k3 estimate against the reference, whatever estimator trains. `sampler_mismatch` is the mean distance of
     the sampler's log-probs from the trainer's, the first thing to look at when a run goes wrong.
     """
-    share = 1.0 / batch.totals.forwarded_tokens
+    share = 0.0 if batch.is_filler else 1.0 / batch.totals.forwarded_tokens
     new, old = tokens.logprobs.detach(), tokens.old_logprobs
     sums = {
         "train/loss": loss.detach(),

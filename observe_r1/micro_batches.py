@@ -34,7 +34,7 @@ def deal_steps(
     """The optimizer steps of a rollout: `steps` blocks of whole groups in curriculum order, passed over `epochs` times.
 
     Every step has exactly `micro_batches` micro-batches, balanced by tokens, none of them empty: where a step has too
-    little to train on, a completion that counts nothing fills in.
+    little to train on, micro-batches that count nothing fill in.
 
     Args:
         skip_zero_advantage: Completions with advantage 0 do not pass through the model. Only right when nothing else
@@ -46,6 +46,8 @@ def deal_steps(
     """
     if not groups:
         raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
+    everything = [(g, c) for g, group in enumerate(groups) for c in range(len(group.completions))]
+    filler = _assignment([min(everything, key=lambda item: (cost(groups, item), item))])
     dealt: list[OptimizerStep] = []
     for part in _share_out(groups, steps):
         trained = [(g, c) for g, c in part if _is_trained(groups[g], c)]
@@ -57,10 +59,11 @@ def deal_steps(
         ).tolist()
         # a step in which nothing is trained has loss 0; its denominator only has to be finite
         totals = StepTotals(*(max(value, 1.0) for value in sums))
-        fillers = _fillers(groups, forwarded, micro_batches - len(forwarded))
-        items = sorted({*forwarded, *fillers})
-        cuts = balance([cost(groups, item) for item in items], micro_batches)
-        dealt.append(OptimizerStep([_assignment([items[i] for i in cut]) for cut in cuts], totals, frozenset(fillers)))
+        full = min(micro_batches, len(forwarded))
+        cuts = balance([cost(groups, item) for item in forwarded], full) if full else []
+        batches = [_assignment([forwarded[i] for i in cut]) for cut in cuts]
+        batches += [filler] * (micro_batches - full)
+        dealt.append(OptimizerStep(batches, totals, frozenset(range(full, micro_batches))))
     return dealt * epochs
 
 
@@ -105,15 +108,12 @@ def assemble(experience: Experience, number: int) -> MicroBatch:
         index -= len(step.micro_batches)
     else:
         raise IndexError(f"micro-batch {number} of a rollout that has {len(experience)}")
-    return assemble_assignment(
-        experience.groups, step.micro_batches[index], step, last_of_step=index == len(step.micro_batches) - 1
-    )
+    return assemble_step(experience.groups, step, index)
 
 
-def assemble_assignment(
-    groups: Sequence[PromptGroup], assignment: Assignment, step: OptimizerStep, last_of_step: bool = False
-) -> MicroBatch:
-    """The tensors of one micro-batch, completions in the order of the assignment."""
+def assemble_step(groups: Sequence[PromptGroup], step: OptimizerStep, index: int) -> MicroBatch:
+    """The tensors of one micro-batch of a step, completions in the order of its assignment."""
+    assignment, is_filler = step.micro_batches[index], index in step.fillers
     items = [(g, c) for g, completions in assignment for c in completions]
     chosen = [groups[g].completions[c] for g, c in items]
     return MicroBatch(
@@ -123,10 +123,11 @@ def assemble_assignment(
         ],
         lengths=torch.tensor([len(completion) for completion in chosen]),
         advantages=torch.stack([_scores(groups[g]).advantage[c] for g, c in items]).float(),
-        trained=torch.tensor([float(_is_trained(groups[g], c) and (g, c) not in step.filler) for g, c in items]),
+        trained=torch.tensor([float(_is_trained(groups[g], c) and not is_filler) for g, c in items]),
         sampler_logprobs=torch.cat([completion.sampler_logprobs for completion in chosen]),
         totals=step.totals,
-        last_of_step=last_of_step,
+        last_of_step=index == len(step.micro_batches) - 1,
+        is_filler=is_filler,
         old_logprobs=_gather([groups[g].old_logprobs for g, _ in items], items),
         reference_logprobs=_gather([groups[g].reference_logprobs for g, _ in items], items),
     )
@@ -149,19 +150,6 @@ def _is_trained(group: PromptGroup, completion: int) -> bool:
 
 def _tokens(groups: Sequence[PromptGroup], items: Sequence[Item]) -> int:
     return sum(len(groups[g].completions[c]) for g, c in items)
-
-
-def _fillers(groups: Sequence[PromptGroup], taken: Sequence[Item], missing: int) -> list[Item]:
-    """The `missing` cheapest completions that are not taken: they pass through the model and count nothing."""
-    if missing <= 0:
-        return []
-    free = [(g, c) for g in range(len(groups)) for c in range(len(groups[g].completions)) if (g, c) not in set(taken)]
-    if len(free) < missing:
-        raise ValueError(
-            f"The rollout has {len(free) + len(taken)} completions, fewer than one optimizer step has micro-batches: "
-            "lower trainer.accumulate_grad_batches or raise data.prompts_per_rollout."
-        )
-    return sorted(free, key=lambda item: (cost(groups, item), item))[:missing]
 
 
 def _assignment(items: Sequence[Item]) -> Assignment:

@@ -11,6 +11,7 @@ Differences from the authors' release, and why, are listed in docs/differences.m
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -270,7 +271,12 @@ class ObserveR1(L.LightningModule):
         self.pass_rate.reset()
 
     def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
-        return Sealed(self._answer(sealed.content))
+        # Lightning keeps predictions until the end, so they go without their pictures
+        answers = self._answer(sealed.content)
+        for group in answers:
+            bare = dataclasses.replace(group.prompt.prompt, images=[])
+            group.prompt = dataclasses.replace(group.prompt, prompt=bare, vision=None)
+        return Sealed(answers)
 
     def _answer(self, prompts: list[EncodedPrompt]) -> list[PromptGroup]:
         """One greedy answer to each question."""

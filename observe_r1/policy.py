@@ -28,13 +28,11 @@ class LoraOptions:
     Args:
         rank: r.
         alpha: Scale; the update counts alpha / rank.
-        dropout: On the adapter's input while training.
         target_modules: Names of linear layers that get one, or `all-linear`.
     """
 
     rank: int = 64
     alpha: int = 128
-    dropout: float = 0.0
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
 
 
@@ -92,7 +90,7 @@ class Policy(nn.Module):
 
     def forward(self, slices: Sequence[GroupSlice], temperature: float, with_entropy: bool = False) -> TokenLogprobs:
         """Log-probs at the T completion tokens of `slices`, in order."""
-        return padded_logprobs(
+        output = padded_logprobs(
             self.transformer.model,
             self.transformer.get_output_embeddings(),
             slices,
@@ -102,6 +100,15 @@ class Policy(nn.Module):
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
         )
+        if torch.is_grad_enabled() and all(part.prompt.vision is None for part in slices):
+            output.logprobs = output.logprobs + self._untouched_vision()
+        return output
+
+    def _untouched_vision(self) -> Tensor:
+        """Zero, with a gradient of zero for the vision tower: DDP waits for every parameter that it knows."""
+        tower = getattr(self.transformer.model, "visual", None)
+        trainable = [p for p in tower.parameters() if p.requires_grad] if tower is not None else []
+        return sum((p.sum() * 0.0 for p in trainable), torch.zeros((), device=self.device))
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
@@ -211,7 +218,7 @@ def _add_adapters(model: Any, options: LoraOptions) -> Any:
     except ImportError as error:
         raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
     targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
-    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets)
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
     return get_peft_model(model, config)
 
 

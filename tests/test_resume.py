@@ -126,14 +126,14 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-def test_resume_with_dropout_random_order_and_a_worker(
+def test_resume_with_adapters_random_order_and_a_worker(
     tmp_path: Path, tiny_ladder: Path, command_line: Callable[[Path], Any]
 ) -> None:
     """Whatever draws from the global random state has to draw the same after a resume."""
     pytest.importorskip("peft")
     arguments = (
         *BASE,
-        "--model.policy.lora={rank: 4, dropout: 0.2}",
+        "--model.policy.lora={rank: 4}",
         "--data.order=random",
         "--data.workers=1",
         "--trainer.max_epochs=1",
