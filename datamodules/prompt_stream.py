@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -136,7 +139,14 @@ class PromptStream:
         mine = [order[number] for number in range(start, self.size) if number % self.world_size == self.rank]
         # a generator of its own: the loader would take a seed from the global one, and a resumed run one more
         generator = torch.Generator()
-        loader = DataLoader(self.dataset, batch_size=None, sampler=mine, num_workers=self.workers, generator=generator)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=mine,
+            num_workers=self.workers,
+            generator=generator,
+            worker_init_fn=_end_with_parent,
+        )
         return iter(loader)
 
 
@@ -149,3 +159,10 @@ def _owned(prompt: EncodedPrompt) -> EncodedPrompt:
         mm_token_type_ids=prompt.mm_token_type_ids.clone(),
         vision=vision and VisionInputs(vision.pixel_values.clone(), vision.image_grid_thw.clone()),
     )
+
+
+def _end_with_parent(worker: int) -> None:
+    """Asks Linux to end this worker when its parent is killed: blocked on a full pipe, it would stay forever."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in prctl(2)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

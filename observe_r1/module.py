@@ -230,8 +230,14 @@ class ObserveR1(L.LightningModule):
             kl = kl_estimate(output.logprobs, batch.reference_logprobs, self.kl.estimator)
             loss = loss + self.kl.coefficient * (kl * terms.token_weight * weight).sum()
         self._log_step(step_sums(batch, tokens, terms, loss, output.entropy), batch.last_of_step)
-        # undoes Lightning's division by the micro-batches and the strategy's mean over ranks
-        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss * self._loss_scale()
+
+    def _loss_scale(self) -> float:
+        """Undoes Lightning's division by the micro-batches and the strategy's mean over ranks."""
+        micro_batches = self.trainer.accumulate_grad_batches
+        # a strategy that accumulates by itself, DeepSpeed, divides by the micro-batches once more
+        divisions = 2 if self.trainer.strategy.handles_gradient_accumulation else 1
+        return float(micro_batches**divisions * self.trainer.world_size)
 
     def _corrects_importance(self) -> bool:
         choice = self.importance.correction

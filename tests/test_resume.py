@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from observe_r1.ladder.shards import write_ladder
+from observe_r1.quickstart.questions import make_question
 
 # Beside the run, as a user's own file: kills the process without warning at one point of the run, once.
 KILLER = """
@@ -147,6 +151,31 @@ def test_resume_with_adapters_random_order_and_a_worker(
     command_line(whole)(*arguments)
     command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", expect=-9)
     command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", "--ckpt_path=checkpoints/last.ckpt")
+    assert_same_run(final_state(parts), final_state(whole))
+
+
+@pytest.mark.slow
+def test_resume_at_the_end_of_an_epoch_that_bad_samples_cut_short(
+    tmp_path: Path, command_line: Callable[[Path], Any]
+) -> None:
+    """Three of eight samples are damaged: three rollouts instead of four, and the epoch ends before its length."""
+    write_ladder([make_question("train", 5, index).prompt() for index in range(8)], tmp_path / "ladder")
+    (shard,) = (tmp_path / "ladder").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    starts = [place.start() for place in re.finditer(b"IHDR", content)]
+    for sample in (2, 3, 4):
+        content[starts[sample] : starts[sample] + 12] = bytes(12)
+    shard.write_bytes(content)
+    arguments = (*BASE, "--data.prompts_per_rollout=2", f"--data.ladder={tmp_path / 'ladder'}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for directory in (whole, parts):
+        directory.mkdir()
+    (parts / "killer.py").write_text(KILLER)
+    killer = ("--trainer.callbacks+=killer.Killer", "--trainer.callbacks.point=after_micro_batch")
+    command_line(whole)(*arguments)
+    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=24", expect=-9)
+    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=24", "--ckpt_path=checkpoints/last.ckpt")
+    assert final_state(whole)["global_step"] == 2 * 3 * 4
     assert_same_run(final_state(parts), final_state(whole))
 
 

@@ -65,7 +65,9 @@ def make_groups(policy: Policy, prompts: Sequence[EncodedPrompt], seed: int, siz
 def module_of(policy: Policy, micro_batches: int, **options: Any) -> ObserveR1:
     module = ObserveR1(OPTIONS, **options)
     module.policy = policy
-    module._trainer = SimpleNamespace(accumulate_grad_batches=micro_batches, world_size=1)  # type: ignore[assignment]
+    strategy = SimpleNamespace(handles_gradient_accumulation=False)
+    trainer = SimpleNamespace(accumulate_grad_batches=micro_batches, world_size=1, strategy=strategy)
+    module._trainer = trainer  # type: ignore[assignment]
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     return module
 

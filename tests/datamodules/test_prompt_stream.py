@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +96,33 @@ def test_a_block_of_bad_samples_is_drawn_over() -> None:
     stream = stream_of(10, bad=frozenset(range(4)))
     assert positions(stream, 2) == [4]
     assert stream.position == 5
+
+
+@given(SIZES, st.frozensets(st.integers(0, 59)), st.integers(2, 3), st.integers(1, 4))
+def test_ranks_end_together(size: int, bad: frozenset[int], world: int, per_rank: int) -> None:
+    """A rank that trained on while another has ended would wait for it forever."""
+    barrier = threading.Barrier(world)
+    numbers = [0] * world
+
+    def run(rank: int) -> list[int]:
+        def smallest(number: int) -> int:
+            numbers[rank] = number
+            barrier.wait(timeout=20)
+            result = min(numbers)
+            barrier.wait(timeout=20)
+            return result
+
+        stream = stream_of(size - size % world, bad, rank=rank, world_size=world, smallest_share=smallest)
+        draws = []
+        while not stream.exhausted:
+            draws.append(len(stream.draw(per_rank * world)))
+        return draws
+
+    with ThreadPoolExecutor(world) as pool:
+        draws = list(pool.map(run, range(world)))
+    assert len({len(of_rank) for of_rank in draws}) == 1
+    for at_once in zip(*draws, strict=True):
+        assert all(at_once) or not any(at_once)
 
 
 def test_nothing_usable_ends_the_epoch() -> None:
