@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rich.progress import track
+
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Prompt
 from observe_r1.policy import Policy
@@ -55,7 +57,8 @@ class PolicySampler:
         sampling = SamplingOptions(n, self._temperature, max_new_tokens=MAX_NEW_TOKENS)
         answered: list[list[Answered]] = []
         per_batch = max(1, SEQUENCES_PER_BATCH // n)  # also bounds how many pictures are encoded at the same time
-        for start in range(0, len(prompts), per_batch):
+        starts = range(0, len(prompts), per_batch)
+        for start in track(starts, f"Answering {len(prompts)} questions, {n} times each"):
             encoded = [self._encode(prompt) for prompt in prompts[start : start + per_batch]]
             groups = self._engine.generate(encoded, sampling, self._seed + start)
             answered += [[Answered(one.text, len(one)) for one in group] for group in groups]
