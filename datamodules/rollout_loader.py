@@ -46,20 +46,20 @@ class RolloutLoader:
                     self._refuse_unusable_ladder()
                     self._next_epoch()
                     return
-            for number in range(self.next_micro_batch, len(self.experience)):
+            size = len(self.experience)
+            for number in range(self.next_micro_batch, size):
+                assert self.experience is not None
                 batch = assemble(self.experience, number)
                 # the state has to be right while the generator is suspended: Lightning saves checkpoints there, and
                 # never comes back after the last of `len(self)` micro-batches
                 self.next_micro_batch = number + 1
                 self.handed_out += 1
-                is_last = self.next_micro_batch == len(self.experience)
+                is_last = self.next_micro_batch == size
                 if is_last:
                     self.experience, self.next_micro_batch = None, 0
                     if self.handed_out == len(self):
                         self._next_epoch()
                 yield Sealed(batch)
-                if is_last:
-                    break
 
     def _next_epoch(self) -> None:
         self.stream.next_epoch()

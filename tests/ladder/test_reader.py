@@ -228,7 +228,9 @@ class TestShards:
 
     def test_a_missing_shard_is_refused_by_default(self, ladder):
         (ladder / "shard-000001.tar").unlink()
-        with pytest.raises(ValueError, match=r"shard-000001\.tar is missing; restore the file, or pass missing_shards"):
+        with pytest.raises(
+            ValueError, match=r"shard-000001\.tar is missing; restore the file, or set missing_shards to skip"
+        ):
             LadderDataset(ladder)
 
     def test_a_missing_shard_is_skipped_on_request(self, ladder):
