@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from observe_r1.callbacks.completions_picture import draw_completions
 
+from observe_r1.callbacks.completions_picture import draw_completions
 from observe_r1.experience import Experience, PromptGroup
 from observe_r1.module import ObserveR1
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
-
 from observe_r1.experience import EncodedPrompt, Sealed
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from observe_r1.datamodules.neura_ladder import NeuraLadderDataModule
 from observe_r1.datamodules.prompt_stream import Order
-
 from observe_r1.ladder.manifest import Manifest
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from observe_r1.datamodules.prompt_stream import PromptStream
-
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Sealed, Skipped
 from observe_r1.experience_state import from_state, to_state
 from observe_r1.micro_batches import assemble

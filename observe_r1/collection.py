@@ -151,9 +151,7 @@ class RolloutCollector:
                 store_logprobs(experience, "old_logprobs", self._policy_logprobs, distinct_steps)
         if self.needs_reference:
             with self.clock.measure("reference_logprobs"):
-                store_logprobs(
-                    experience, "reference_logprobs", self._reference_logprobs, self.updates.steps_per_rollout
-                )
+                store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
         experience.verdicts = dict(self.rewards.take_counts())
         experience.metrics = self._figures(experience, passed_over, train_seconds, ranks)
         return experience

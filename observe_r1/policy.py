@@ -171,9 +171,8 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> P
 
 def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
     """A frozen copy of the model the policy starts from, for the KL term."""
-    policy = Policy(_load_model(options, dtype), 0, options.logprob_chunk_tokens)
-    policy.pad_token_id = _pad_token_id(policy.model)
-    return policy.requires_grad_(False).eval()
+    model = _load_model(options, dtype)
+    return Policy(model, _pad_token_id(model), options.logprob_chunk_tokens).requires_grad_(False).eval()
 
 
 def load_processor(pretrained: str, options: PromptOptions) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
-from observe_r1.datamodules import NeuraLadderDataModule
 
+from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.module import ObserveR1
 
 CONFIGS = Path(__file__).parent.parent / "configs"

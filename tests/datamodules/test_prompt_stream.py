@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream, curriculum_order
 
 from observe_r1.answers import Gold
+from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream, curriculum_order
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import Prompt, Skipped
 from observe_r1.ladder.reader import LadderDataset
