@@ -87,6 +87,31 @@ def assert_equal(one: Any, other: Any, path: str = "") -> None:
         assert one == other, path
 
 
+def run_to_the_end(command_line: Callable[[Path], Any], directory: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
+    directory.mkdir()
+    command_line(directory)(*arguments)
+    return final_state(directory)
+
+
+def kill_and_resume(
+    command_line: Callable[[Path], Any], directory: Path, arguments: tuple[str, ...], point: str, count: int
+) -> dict[str, Any]:
+    """Final state of a run that is killed at the `count`-th time it reaches `point`, and resumed."""
+    directory.mkdir()
+    (directory / "killer.py").write_text(KILLER)
+    killer = (
+        "--trainer.callbacks+=killer.Killer",
+        f"--trainer.callbacks.point={point}",
+        f"--trainer.callbacks.count={count}",
+    )
+    run = command_line(directory)
+    run(*arguments, *killer, expect=-9)
+    assert (directory / "killed").exists()
+    assert (directory / "checkpoints" / "last.ckpt").exists()
+    run(*arguments, *killer, "--ckpt_path=checkpoints/last.ckpt")
+    return final_state(directory)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_ladder: Path, command_line: Any) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("uninterrupted")
@@ -112,21 +137,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     uninterrupted: dict[str, Any],
     command_line: Callable[[Path], Any],
 ) -> None:
-    (tmp_path / "killer.py").write_text(KILLER)
-    run = command_line(tmp_path)
-    arguments = (
-        *BASE,
-        f"--data.ladder={tiny_ladder}",
-        "--trainer.callbacks+=killer.Killer",
-        f"--trainer.callbacks.point={point}",
-        f"--trainer.callbacks.count={count}",
-    )
-    run(*arguments, expect=-9)
-    assert (tmp_path / "killed").exists()
-    has_checkpoint = (tmp_path / "checkpoints" / "last.ckpt").exists()
-    run(*arguments, *(["--ckpt_path=checkpoints/last.ckpt"] if has_checkpoint else []))
-    resumed = final_state(tmp_path)
-    assert_same_run(resumed, uninterrupted)
+    arguments = (*BASE, f"--data.ladder={tiny_ladder}")
+    assert_same_run(kill_and_resume(command_line, tmp_path / "run", arguments, point, count), uninterrupted)
 
 
 @pytest.mark.slow
@@ -143,15 +155,8 @@ def test_resume_with_adapters_random_order_and_a_worker(
         "--trainer.max_epochs=1",
         f"--data.ladder={tiny_ladder}",
     )
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for directory in (whole, parts):
-        directory.mkdir()
-    (parts / "killer.py").write_text(KILLER)
-    killer = ("--trainer.callbacks+=killer.Killer", "--trainer.callbacks.point=after_micro_batch")
-    command_line(whole)(*arguments)
-    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", expect=-9)
-    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=13", "--ckpt_path=checkpoints/last.ckpt")
-    assert_same_run(final_state(parts), final_state(whole))
+    whole = run_to_the_end(command_line, tmp_path / "whole", arguments)
+    assert_same_run(kill_and_resume(command_line, tmp_path / "parts", arguments, "after_micro_batch", 13), whole)
 
 
 @pytest.mark.slow
@@ -167,16 +172,9 @@ def test_resume_at_the_end_of_an_epoch_that_bad_samples_cut_short(
         content[starts[sample] : starts[sample] + 12] = bytes(12)
     shard.write_bytes(content)
     arguments = (*BASE, "--data.prompts_per_rollout=2", f"--data.ladder={tmp_path / 'ladder'}")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for directory in (whole, parts):
-        directory.mkdir()
-    (parts / "killer.py").write_text(KILLER)
-    killer = ("--trainer.callbacks+=killer.Killer", "--trainer.callbacks.point=after_micro_batch")
-    command_line(whole)(*arguments)
-    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=24", expect=-9)
-    command_line(parts)(*arguments, *killer, "--trainer.callbacks.count=24", "--ckpt_path=checkpoints/last.ckpt")
-    assert final_state(whole)["global_step"] == 2 * 3 * 4
-    assert_same_run(final_state(parts), final_state(whole))
+    whole = run_to_the_end(command_line, tmp_path / "whole", arguments)
+    assert whole["global_step"] == 2 * 3 * 4
+    assert_same_run(kill_and_resume(command_line, tmp_path / "parts", arguments, "after_micro_batch", 24), whole)
 
 
 def assert_same_run(resumed: dict[str, Any], uninterrupted: dict[str, Any]) -> None:
