@@ -142,6 +142,7 @@ class RolloutCollector:
             epochs=self.updates.epochs_per_rollout,
             micro_batches=micro_batches,
             skip_zero_advantage=not self.needs_reference,
+            cost=self.policy.token_cost(),
             sum_over_ranks=ranks.sum,
         )
         experience = Experience(groups, steps)
@@ -182,6 +183,8 @@ class RolloutCollector:
             seed = rollout_seed(self.seed, source.epoch, source.position, ranks.rank)
             with self.clock.measure("data"):
                 prompts = source.draw(count)
+            with self.clock.measure("generate"):
+                prompts = self.policy.encode_images(prompts)
             scored = self.sample(prompts, self.sampling, seed, self.clock)
             if self.filtering.zero_variance == "keep":
                 return scored, []

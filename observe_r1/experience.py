@@ -48,11 +48,20 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class ImageFeatures:
+    """Output of a frozen vision tower for the images of one prompt: it never changes, so it is computed once."""
+
+    images: list[Tensor]  # [tokens, H] each
+    deepstack: list[list[Tensor]]  # the same for each early layer that gets features of its own (Qwen3-VL)
+
+
+@dataclass(frozen=True)
 class VisionInputs:
     """What the vision tower reads for one prompt, as the image processor made it."""
 
     pixel_values: Tensor  # [patches, channels * temporal * patch * patch]
     image_grid_thw: Tensor  # [images, 3] patches in time, height, width
+    features: ImageFeatures | None = None  # None: the tower runs in every forward
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,7 @@ def _to_device(value: Value, device: torch.device) -> Value:
         moved = value.to(device, non_blocking=True)
     elif isinstance(value, list):
         moved = [_to_device(item, device) for item in value]
-    elif isinstance(value, MicroBatch | GroupSlice | EncodedPrompt | VisionInputs):
+    elif isinstance(value, MicroBatch | GroupSlice | EncodedPrompt | VisionInputs | ImageFeatures):
         changes = {f.name: _to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
         moved = dataclasses.replace(value, **changes)
     return cast(Value, moved)

@@ -1,16 +1,13 @@
-"""Log-probabilities of completion tokens, without keeping anything of size tokens x vocabulary."""
+"""From hidden states to log-probabilities of tokens, without keeping anything of size tokens x vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from observe_r1.experience import GroupSlice
 
 
 @dataclass
@@ -21,101 +18,139 @@ class TokenLogprobs:
     entropy: Tensor | None = None  # [T] float32, of the full distribution, no gradient
 
 
-@dataclass
-class PaddedRows:
-    """Prompt and completion side by side, one row per completion, padded on the right."""
-
-    inputs: dict[str, Tensor]  # keyword arguments of the model
-    row: Tensor  # [T] row of the hidden state that predicts a token
-    column: Tensor  # [T] its column
-    targets: Tensor  # [T] token ids
-
-
-def pad_rows(slices: Sequence[GroupSlice], pad_token_id: int) -> PaddedRows:
-    """All completions with their prompts. The last token of a completion predicts nothing and is left out."""
-    device = slices[0].prompt.token_ids.device
-    rows: list[tuple[GroupSlice, Tensor]] = [(part, ids) for part in slices for ids in part.completions]
-    width = max(part.prompt.token_ids.numel() + ids.numel() - 1 for part, ids in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long, device=device)
-    attention_mask = torch.zeros_like(input_ids)
-    mm_token_type_ids = torch.zeros_like(input_ids)
-    row_of, column_of = [], []
-    for number, (part, ids) in enumerate(rows):
-        prompt_length, length = part.prompt.token_ids.numel(), ids.numel()
-        end = prompt_length + length - 1
-        input_ids[number, :end] = torch.cat([part.prompt.token_ids, ids[:-1]])
-        attention_mask[number, :end] = 1
-        mm_token_type_ids[number, :prompt_length] = part.prompt.mm_token_type_ids
-        row_of.append(torch.full((length,), number, device=device))
-        column_of.append(torch.arange(prompt_length - 1, end, device=device))
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "mm_token_type_ids": mm_token_type_ids}
-    vision = [part.prompt.vision for part, _ in rows if part.prompt.vision is not None]
-    if vision:
-        inputs["pixel_values"] = torch.cat([item.pixel_values for item in vision])
-        inputs["image_grid_thw"] = torch.cat([item.image_grid_thw for item in vision])
-    return PaddedRows(inputs, torch.cat(row_of), torch.cat(column_of), torch.cat([ids for _, ids in rows]))
-
-
-def padded_logprobs(
-    backbone: nn.Module,
-    head: nn.Module,
-    slices: Sequence[GroupSlice],
-    *,
-    pad_token_id: int,
-    forbidden: Tensor,
-    temperature: float,
-    chunk_tokens: int,
-    with_entropy: bool = False,
-) -> TokenLogprobs:
-    """Log-probs of every completion token by one padded forward of the backbone.
+@dataclass(frozen=True)
+class LogprobHead:
+    """The last layer of the policy and the distribution that it defines.
 
     Args:
-        backbone: Gives `last_hidden_state` for model inputs.
-        head: Maps hidden states to logits.
+        module: Maps hidden states [T, H] to logits [T, V].
         forbidden: [F] token ids that cannot be sampled; they are left out of the distribution.
-        chunk_tokens: Number of tokens that have logits at once.
+        temperature: Divides the logits.
+        chunk_tokens: Number of tokens that have logits at once; the backward computes the logits again.
+        with_entropy: The entropy is wanted too.
     """
-    rows = pad_rows(slices, pad_token_id)
-    hidden = backbone(**rows.inputs, use_cache=False).last_hidden_state[rows.row, rows.column]
-    return head_logprobs(head, hidden, rows.targets, forbidden, temperature, chunk_tokens, with_entropy)
+
+    module: nn.Module
+    forbidden: Tensor
+    temperature: float
+    chunk_tokens: int
+    with_entropy: bool = False
+
+    def __call__(self, hidden: Tensor, targets: Tensor) -> TokenLogprobs:
+        """Log-probs [T] of `targets` from hidden states [T, H]."""
+        weight = _weight_alone(self.module)
+        if weight is None:
+            return self._through_the_module(hidden, targets)
+        if torch.is_autocast_enabled(hidden.device.type):
+            # the backward runs outside of autocast, so the dtype is fixed here
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        logprobs, entropy = _LinearLogprobs.apply(hidden, weight, targets, self)  # type: ignore[no-untyped-call]
+        return TokenLogprobs(logprobs, entropy if self.with_entropy else None)
+
+    def _through_the_module(self, hidden: Tensor, targets: Tensor) -> TokenLogprobs:
+        logprobs, entropies = [], []
+        for part in self.chunks(len(targets)):
+            if torch.is_grad_enabled():
+                chosen, entropy = checkpoint(
+                    self._chunk, hidden[part], targets[part], use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                chosen, entropy = self._chunk(hidden[part], targets[part])
+            logprobs.append(chosen)
+            entropies.append(entropy)
+        return TokenLogprobs(torch.cat(logprobs), torch.cat(entropies) if self.with_entropy else None)
+
+    def _chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = sampling_logprobs(self.module(hidden), self.forbidden, self.temperature)
+        chosen = distribution.gather(1, targets[:, None])[:, 0]
+        return chosen, _entropy(distribution.detach()) if self.with_entropy else None
+
+    def chunks(self, tokens: int) -> list[slice]:
+        """At least one, so that no tokens give a result too."""
+        return [slice(start, start + self.chunk_tokens) for start in range(0, max(tokens, 1), self.chunk_tokens)]
 
 
-def head_logprobs(
-    head: nn.Module,
-    hidden: Tensor,
-    targets: Tensor,
-    forbidden: Tensor,
-    temperature: float,
-    chunk_tokens: int,
-    with_entropy: bool = False,
-) -> TokenLogprobs:
-    """Log-probs [T] of `targets` from hidden states [T, H], chunk by chunk; the backward computes the logits again."""
-    logprobs, entropies = [], []
-    for start in range(0, len(targets), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        arguments: tuple[Any, ...] = (head, hidden[part], targets[part], forbidden, temperature, with_entropy)
-        if torch.is_grad_enabled():
-            chosen, entropy = checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            chosen, entropy = _chunk(*arguments)
-        logprobs.append(chosen)
-        entropies.append(entropy)
-    return TokenLogprobs(torch.cat(logprobs), torch.cat(entropies) if with_entropy else None)
+class _LinearLogprobs(torch.autograd.Function):
+    """log softmax(h Wᵀ / temperature)[target], with logits made chunk by chunk, forward and backward.
+
+    d log p(target) / d logits = (onehot(target) − p) / temperature, so the backward needs only the logits again and
+    their log-sum-exp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: LogprobHead
+    ) -> tuple[Tensor, Tensor | None]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        normaliser = torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs) if head.with_entropy else None
+        for part in head.chunks(len(targets)):
+            scores = _scores(hidden[part], weight, head)
+            chosen = scores.gather(1, targets[part, None])[:, 0]
+            # by hand instead of logsumexp, which takes a second tensor of this size
+            largest = scores.amax(dim=1, keepdim=True)
+            if entropy is None:
+                total = scores.sub_(largest).exp_().sum(dim=1)
+            else:
+                shifted = scores.sub_(largest)
+                unnormalised = shifted.exp()
+                total = unnormalised.sum(dim=1)
+                entropy[part] = total.log() - torch.linalg.vecdot(unnormalised, shifted) / total
+                del unnormalised
+            normaliser[part] = largest[:, 0] + total.log()
+            logprobs[part] = chosen - normaliser[part]
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.head = head
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # summed over chunks in float32: half precision would round off what later chunks add
+        of_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
+        for part in ctx.head.chunks(len(targets)):
+            scores = _scores(hidden[part], weight, ctx.head)
+            upstream = gradient[part, None] / ctx.head.temperature
+            of_scores = scores.sub_(normaliser[part, None]).exp_().mul_(-upstream)
+            of_scores.scatter_add_(1, targets[part, None], upstream)
+            of_logits = of_scores.to(hidden.dtype)
+            if of_hidden is not None:
+                of_hidden[part] = of_logits @ weight
+            if of_weight is not None and of_weight.dtype == of_logits.dtype:
+                of_weight.addmm_(of_logits.T, hidden[part])
+            elif of_weight is not None:
+                of_weight += of_logits.T @ hidden[part]
+        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None
 
 
-def _chunk(
-    head: nn.Module, hidden: Tensor, targets: Tensor, forbidden: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    distribution = sampling_logprobs(head(hidden), forbidden, temperature)
-    chosen = distribution.gather(1, targets[:, None])[:, 0]
-    if not with_entropy:
-        return chosen, None
-    detached = distribution.detach()
-    # forbidden tokens have log-prob -inf and probability 0: their product must be 0, not nan
-    return chosen, -(detached.exp() * detached.clamp(min=torch.finfo(detached.dtype).min)).sum(-1)
+def _scores(hidden: Tensor, weight: Tensor, head: LogprobHead) -> Tensor:
+    """Logits / temperature of a chunk, in float32 or wider; forbidden tokens get the lowest number there is."""
+    logits = hidden @ weight.T
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    # not -inf: the entropy multiplies it with a probability of 0
+    return logits.to(wide).div_(head.temperature).index_fill_(1, head.forbidden, torch.finfo(wide).min)
+
+
+def _weight_alone(module: nn.Module) -> Tensor | None:
+    """The weight, where the module is nothing but a product with it; adapters, biases and shards go through it."""
+    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
+        return None
+    weight: Tensor = module.weight
+    whole = type(weight) is nn.Parameter and weight.shape == (module.out_features, module.in_features)
+    return weight if whole else None
 
 
 def sampling_logprobs(logits: Tensor, forbidden: Tensor, temperature: float) -> Tensor:
     """log softmax of logits [..., V] / temperature without the forbidden tokens: what sampler and trainer share."""
-    logits = logits.float() / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return logits.index_fill(-1, forbidden, float("-inf")).log_softmax(-1)
+
+
+def _entropy(distribution: Tensor) -> Tensor:
+    """Entropy of log-probs [..., V]; forbidden tokens, at -inf, have probability 0 and must not become nan."""
+    return -(distribution.exp() * distribution.clamp(min=torch.finfo(distribution.dtype).min)).sum(-1)

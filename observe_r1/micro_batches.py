@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
+from observe_r1.balancing import Item, balance, cost_of
 from observe_r1.experience import (
     Assignment,
     Experience,
@@ -18,8 +19,7 @@ from observe_r1.experience import (
     PromptGroup,
     StepTotals,
 )
-
-Item = tuple[int, int]  # (group, completion of the group)
+from observe_r1.token_cost import GroupCost, TokenCost
 
 
 def deal_steps(
@@ -29,16 +29,18 @@ def deal_steps(
     epochs: int,
     micro_batches: int,
     skip_zero_advantage: bool,
+    cost: TokenCost,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[OptimizerStep]:
     """The optimizer steps of a rollout: `steps` blocks of whole groups in curriculum order, passed over `epochs` times.
 
-    Every step has exactly `micro_batches` micro-batches, balanced by tokens, none of them empty: where a step has too
-    little to train on, micro-batches that count nothing fill in.
+    Every step has exactly `micro_batches` micro-batches of about equal cost, the dearest first, none of them empty:
+    where a step has too little to train on, micro-batches that count nothing fill in.
 
     Args:
         skip_zero_advantage: Completions with advantage 0 do not pass through the model. Only right when nothing else
             gives them a gradient (no KL); they still count in the totals, so the loss is the same.
+        cost: Of a completion and of its prompt, which every micro-batch with completions of the group pays.
         sum_over_ranks: Adds a tensor up over all ranks.
 
     Raises:
@@ -47,7 +49,8 @@ def deal_steps(
     if not groups:
         raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
     everything = [(g, c) for g, group in enumerate(groups) for c in range(len(group.completions))]
-    filler = _assignment([min(everything, key=lambda item: (cost(groups, item), item))])
+    costs = [_group_cost(group, cost) for group in groups]
+    filler = _assignment([min(everything, key=lambda item: (cost_of(costs, [item]), item))])
     dealt: list[OptimizerStep] = []
     for part in _share_out(groups, steps):
         trained = [(g, c) for g, c in part if _is_trained(groups[g], c)]
@@ -60,8 +63,7 @@ def deal_steps(
         # a step in which nothing is trained has loss 0; its denominator only has to be finite
         totals = StepTotals(*(max(value, 1.0) for value in sums))
         full = min(micro_batches, len(forwarded))
-        cuts = balance([cost(groups, item) for item in forwarded], full) if full else []
-        batches = [_assignment([forwarded[i] for i in cut]) for cut in cuts]
+        batches = _deal(costs, forwarded, full) if full else []
         batches += [filler] * (micro_batches - full)
         dealt.append(OptimizerStep(batches, totals, frozenset(range(full, micro_batches))))
     return dealt * epochs
@@ -75,28 +77,19 @@ def _share_out(groups: Sequence[PromptGroup], steps: int) -> list[list[Item]]:
     return [[item for unit in units[start:end] for item in unit] for start, end in pairwise(bounds)]
 
 
-def cost(groups: Sequence[PromptGroup], item: Item) -> float:
-    """What training on one completion costs: its tokens and those of its prompt."""
-    group = groups[item[0]]
-    return float(group.prompt.token_ids.numel() + len(group.completions[item[1]]))
+def _group_cost(group: PromptGroup, cost: TokenCost) -> GroupCost:
+    vision = group.prompt.vision
+    # where the features of the images are kept, the tower does not run
+    patches = [] if vision is None or vision.features is not None else vision.image_grid_thw.prod(-1).tolist()
+    return cost.group(group.prompt.token_ids.numel(), patches, [len(completion) for completion in group.completions])
 
 
-def balance(costs: Sequence[float], parts: int) -> list[range]:
-    """Cuts a sequence into `parts` contiguous non-empty ranges of about equal cost (each cut at the nearest item).
-
-    Contiguous, because completions of one group that stay together can share their prompt.
-    """
-    assert len(costs) >= parts, "more micro-batches than completions"
-    cumulative = [0.0]
-    for value in costs:
-        cumulative.append(cumulative[-1] + value)
-    cuts = [0]
-    for part in range(1, parts):
-        wanted = cumulative[-1] * part / parts
-        low, high = cuts[-1] + 1, len(costs) - (parts - part)
-        cuts.append(min(range(low, high + 1), key=lambda i: abs(cumulative[i] - wanted)))
-    cuts.append(len(costs))
-    return [range(start, end) for start, end in pairwise(cuts)]
+def _deal(costs: Sequence[GroupCost], items: Sequence[Item], parts: int) -> list[Assignment]:
+    """`items`, which are in order, in micro-batches of about equal cost."""
+    present = _assignment(items)
+    subsets = [GroupCost(costs[g].prompt, [costs[g].completions[c] for c in chosen]) for g, chosen in present]
+    balanced = balance(subsets, parts)
+    return [_assignment([(present[g][0], present[g][1][c]) for g, c in part]) for part in balanced]
 
 
 def assemble(experience: Experience, number: int) -> MicroBatch:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from observe_r1.encoding import PromptOptions
-from observe_r1.experience import GroupSlice
-from observe_r1.logprobs import TokenLogprobs, padded_logprobs
+from observe_r1.experience import EncodedPrompt, GroupSlice
+from observe_r1.logprobs import LogprobHead, TokenLogprobs
+from observe_r1.model_inputs import encode_images, takes_image_features
+from observe_r1.padded import padded_logprobs
+from observe_r1.shared_prefix import disagreement, shared_prefix_logprobs, uses_prefix_attention
+from observe_r1.token_cost import TokenCost
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -43,7 +48,12 @@ class PolicyOptions:
     Args:
         pretrained: Directory or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model; `quickstart` is the tiny policy
             that comes with the package.
-        attn_implementation: `sdpa`, `eager` or, where installed, `flash_attention_2`.
+        attn_implementation: `sdpa`, `eager` or, where installed, `flash_attention_2`; of the vision tower, and of the
+            text model too where the forward is `padded`.
+        forward: `shared_prefix` computes each prompt and its images once for all completions of its group; `padded`
+            repeats them for every completion, as other trainers do. The gradients are the same.
+        prefix_attention: Kernels of the shared-prefix forward. `auto`: `varlen` on CUDA in half precision, `two_pass`
+            on the CPU, `sdpa` elsewhere. `flash_attn` needs its package (extra `flash-attn`).
         freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
         gradient_checkpointing: Compute activations again in the backward instead of keeping them.
         lora: Train adapters only.
@@ -52,23 +62,38 @@ class PolicyOptions:
 
     pretrained: str
     attn_implementation: str = "sdpa"
+    forward: Literal["shared_prefix", "padded"] = "shared_prefix"
+    prefix_attention: Literal["auto", "sdpa", "two_pass", "varlen", "flash_attn"] = "auto"
     freeze: list[str] = field(default_factory=list)
     gradient_checkpointing: bool = True
     lora: LoraOptions | None = None
-    logprob_chunk_tokens: int = 1024
+    logprob_chunk_tokens: int = 512
 
 
 class Policy(nn.Module):
     """A vision-language model as GRPO sees it: log-probs of completions, given their prompts."""
 
-    def __init__(self, model: Any, pad_token_id: int, chunk_tokens: int = 1024) -> None:
+    def __init__(
+        self,
+        model: Any,
+        pad_token_id: int,
+        chunk_tokens: int = 512,
+        shares_prefixes: bool = True,
+        prefix_attention: str = "auto",
+    ) -> None:
         super().__init__()
         self.model = model
         self.pad_token_id = pad_token_id
         self.chunk_tokens = chunk_tokens
+        self.shares_prefixes = shares_prefixes
+        self.prefix_attention = prefix_attention
+        self._is_checked = not shares_prefixes
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
         self.forbidden_token_ids: tuple[int, ...] = tuple(sorted({i for i in found if i is not None}))
+        self._plain_attention = str(model.config.get_text_config()._attn_implementation)
+        if shares_prefixes:
+            uses_prefix_attention(self.transformer, True)
 
     @property
     def device(self) -> torch.device:
@@ -88,21 +113,70 @@ class Policy(nn.Module):
         """[F] ids that can never be sampled."""
         return torch.tensor(self.forbidden_token_ids, dtype=torch.long, device=device)
 
+    @property
+    def trains_vision(self) -> bool:
+        """Some weight of the vision tower is trained, so the features of an image change with every step."""
+        tower = getattr(self.transformer.model, "visual", None)
+        return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+
+    def encode_images(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+        """The prompts with their image features, where the tower is frozen: later forwards then leave it out."""
+        if self.trains_vision or not takes_image_features(self.transformer.model):
+            return list(prompts)
+        return [encode_images(self.transformer.model, prompt) for prompt in prompts]
+
+    def token_cost(self) -> TokenCost:
+        """What training on a prompt and its completions costs, to balance micro-batches by."""
+        return TokenCost.of(self.model.config, vision=self.trains_vision, repeated_prompts=not self.shares_prefixes)
+
     def forward(self, slices: Sequence[GroupSlice], temperature: float, with_entropy: bool = False) -> TokenLogprobs:
         """Log-probs at the T completion tokens of `slices`, in order."""
-        output = padded_logprobs(
-            self.transformer.model,
+        prompts = self.encode_images([part.prompt for part in slices])
+        slices = [GroupSlice(prompt, part.completions) for prompt, part in zip(prompts, slices, strict=True)]
+        head = LogprobHead(
             self.transformer.get_output_embeddings(),
-            slices,
-            pad_token_id=self.pad_token_id,
-            forbidden=self.forbidden(slices[0].prompt.token_ids.device),
-            temperature=temperature or 1.0,
-            chunk_tokens=self.chunk_tokens,
-            with_entropy=with_entropy,
+            self.forbidden(slices[0].prompt.token_ids.device),
+            temperature or 1.0,
+            self.chunk_tokens,
+            with_entropy,
         )
+        if not self._is_checked:
+            self._check(slices, head)
+        output = self._packed(slices, head) if self.shares_prefixes else self._padded(slices, head)
         if torch.is_grad_enabled() and all(part.prompt.vision is None for part in slices):
             output.logprobs = output.logprobs + self._untouched_vision()
         return output
+
+    def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
+        return shared_prefix_logprobs(self.transformer.model, head, slices, self.prefix_attention)
+
+    def _padded(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
+        return padded_logprobs(self.transformer.model, head, slices, self.pad_token_id)
+
+    def _check(self, slices: Sequence[GroupSlice], head: LogprobHead) -> None:
+        """Compares both forwards on the first groups that come, and gives up sharing where they differ."""
+        dtype = next(self.model.parameters()).dtype
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)
+
+        def plain(sample: Sequence[GroupSlice]) -> TokenLogprobs:
+            uses_prefix_attention(self.transformer, False, self._plain_attention)
+            try:
+                return self._padded(sample, head)
+            finally:
+                uses_prefix_attention(self.transformer, True)
+
+        reason = disagreement(lambda sample: self._packed(sample, head), plain, slices, dtype)
+        self._is_checked = True
+        if reason is not None:
+            self.shares_prefixes = False
+            uses_prefix_attention(self.transformer, False, self._plain_attention)
+            warnings.warn(
+                f"The shared-prefix forward does not fit {type(self.transformer).__name__}: {reason}. Training goes on "
+                "with the padded forward, which gives the same gradients and takes several times as long. Set "
+                "policy.forward: padded to skip this check.",
+                stacklevel=2,
+            )
 
     def _untouched_vision(self) -> Tensor:
         """Zero, with a gradient of zero for the vision tower: DDP waits for every parameter that it knows."""
@@ -166,13 +240,13 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> P
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if options.lora is not None:
             model.enable_input_require_grads()
-    return Policy(model.train(), _pad_token_id(model), options.logprob_chunk_tokens)
+    return _policy(model.train(), options)
 
 
 def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
     """A frozen copy of the model the policy starts from, for the KL term."""
     model = _load_model(options, dtype)
-    return Policy(model, _pad_token_id(model), options.logprob_chunk_tokens).requires_grad_(False).eval()
+    return _policy(model, options).requires_grad_(False).eval()
 
 
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
@@ -184,6 +258,16 @@ def load_processor(pretrained: str, options: PromptOptions) -> Any:
     size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}
     processor.image_processor.size = type(processor.image_processor.size)(**size)
     return processor
+
+
+def _policy(model: Any, options: PolicyOptions) -> Policy:
+    return Policy(
+        model,
+        _pad_token_id(model),
+        options.logprob_chunk_tokens,
+        options.forward == "shared_prefix",
+        options.prefix_attention,
+    )
 
 
 def _load_model(options: PolicyOptions, dtype: torch.dtype) -> Any:

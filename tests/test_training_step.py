@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from observe_r1.encoding import PromptEncoder, PromptOptions
-from observe_r1.experience import Completion, EncodedPrompt, Experience, GroupScores, GroupSlice, PromptGroup, Sealed
+from observe_r1.experience import (
+    Assignment,
+    Completion,
+    EncodedPrompt,
+    Experience,
+    GroupScores,
+    GroupSlice,
+    ImageFeatures,
+    PromptGroup,
+    Sealed,
+    VisionInputs,
+)
 from observe_r1.ladder.reader import LadderDataset
-from observe_r1.micro_batches import assemble, balance, deal_steps
+from observe_r1.micro_batches import assemble, deal_steps
 from observe_r1.module import ObserveR1
 from observe_r1.objective import KLOptions, ObjectiveOptions
 from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.token_cost import TokenCost
 
 OPTIONS = PolicyOptions("quickstart", gradient_checkpointing=False, logprob_chunk_tokens=37)
 
@@ -83,6 +96,7 @@ def accumulated_gradient(
         epochs=1,
         micro_batches=micro_batches,
         skip_zero_advantage=module.kl.coefficient == 0,
+        cost=policy.token_cost(),
     )
     experience = Experience(groups, steps)
     policy.zero_grad()
@@ -179,16 +193,26 @@ def test_more_micro_batches_than_completions_to_train_are_filled_without_effect(
     assert (filled - whole).norm() <= 2e-5 * whole.norm()
 
 
-@given(st.lists(st.floats(1, 1000), min_size=1, max_size=40), st.data())
-def test_balanced_parts_are_contiguous_and_not_empty(costs: list[float], data: st.DataObject) -> None:
-    parts = data.draw(st.integers(1, len(costs)))
-    ranges = balance(costs, parts)
-    assert [i for part in ranges for i in part] == list(range(len(costs)))
-    assert len(ranges) == parts
-    assert all(len(part) > 0 for part in ranges)
-    # a cut goes to the nearest item, so no part exceeds its share by more than one item on each side
-    heaviest = max(sum(costs[i] for i in part) for part in ranges)
-    assert parts == len(costs) or heaviest <= sum(costs) / parts + 2 * max(costs) or parts > len(costs) // 2
+def test_images_count_where_the_vision_tower_runs(policy: Policy, prompts: list[EncodedPrompt]) -> None:
+    groups = make_groups(policy, prompts[:3], seed=2)
+    for group in groups:
+        assert group.scores is not None
+        group.scores.trained[:] = True
+
+    def dealt(vision: VisionInputs | None) -> list[Assignment]:
+        """With these images in the prompt of the middle group and none in the others."""
+        for number, group in enumerate(groups):
+            group.prompt = dataclasses.replace(group.prompt, vision=vision if number == 1 else None)
+        cost = TokenCost(vision=1000.0)
+        steps = deal_steps(groups, steps=1, epochs=1, micro_batches=2, skip_zero_advantage=False, cost=cost)
+        return steps[0].micro_batches
+
+    images = groups[1].prompt.vision
+    assert images is not None
+    everything = [0, 1, 2]
+    assert dealt(images) == [[(1, everything)], [(0, everything), (2, everything)]]
+    kept = dataclasses.replace(images, features=ImageFeatures([], []))
+    assert dealt(kept) == dealt(None) != dealt(images)
 
 
 def test_rotary_frequencies_stay_float32() -> None:

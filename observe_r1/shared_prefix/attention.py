@@ -1,0 +1,210 @@
+"""Attention over packed rows, behind the attention interface of transformers.
+
+The row's layout travels as a keyword argument of the model's forward: a global could be gone when a checkpointed block
+is computed again. Calls without it (generation, padded rows) are ordinary attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from observe_r1.shared_prefix.layout import RowLayout, VarlenIndex, segments
+from observe_r1.shared_prefix.two_pass import two_pass_attention, two_pass_runs
+
+NAME = "observe_r1_shared_prefix"
+"""Under which transformers finds this attention."""
+
+
+@dataclass
+class PrefixAttention:
+    """What the attention of every layer is told about the row. The index moves to the device once."""
+
+    layout: RowLayout
+    backend: str  # a name of `BACKENDS`
+    _varlen: VarlenIndex | None = field(default=None, repr=False)
+
+    def varlen(self, device: torch.device) -> VarlenIndex:
+        if self._varlen is None:
+            self._varlen = self.layout.varlen.to(device)
+        return self._varlen
+
+
+def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
+    """Runs everywhere: one SDPA call per prompt and per completion, the prompt's keys joined to the completion's."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    outputs = []
+    for own, prompt in segments(row.layout):
+        if prompt is None:
+            part = F.scaled_dot_product_attention(
+                query[:, :, own], key[:, :, own], value[:, :, own], is_causal=True, scale=scale
+            )
+        else:
+            length, before = own.stop - own.start, prompt.stop - prompt.start
+            mask = torch.ones(length, before + length, dtype=torch.bool, device=query.device).tril(before)
+            part = F.scaled_dot_product_attention(
+                query[:, :, own],
+                torch.cat((key[:, :, prompt], key[:, :, own]), dim=2),
+                torch.cat((value[:, :, prompt], value[:, :, own]), dim=2),
+                attn_mask=mask,
+                scale=scale,
+            )
+        outputs.append(part)
+    return torch.cat(outputs, dim=2)
+
+
+def two_pass(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
+    """CPU only: all completions of a group against their prompt in one pass, each against itself in another."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    return two_pass_attention(query, key, value, row.layout, scale)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
+    """CUDA in half precision: one call of `torch.nn.attention.varlen` over the row."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
+        output = varlen_attn(
+            query,
+            key,
+            value,
+            index.query_starts,
+            index.key_starts,
+            index.longest_query,
+            index.longest_key,
+            window_size=(-1, 0),  # causal, aligned to the end of the keys
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    return _one_call(call, query, key, value, row)
+
+
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
+    """CUDA in half precision, with the flash-attn package: the same call, its kernels."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise ValueError(
+            "policy.prefix_attention is flash_attn, but the package is not installed: pip install "
+            "'observe-r1[flash-attn]', or use varlen, which needs nothing."
+        ) from error
+
+    def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
+        output: Tensor = flash_attn_varlen_func(
+            query,
+            key,
+            value,
+            index.query_starts,
+            index.key_starts,
+            index.longest_query,
+            index.longest_key,
+            softmax_scale=scale,
+            causal=True,  # since flash-attn 2.1 aligned to the end of the keys
+        )
+        return output
+
+    return _one_call(call, query, key, value, row)
+
+
+def _one_call(
+    call: Callable[[Tensor, Tensor, Tensor, VarlenIndex], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PrefixAttention,
+) -> Tensor:
+    index = row.varlen(query.device)
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [L, heads, D]
+    key, value = (_Gather.apply(states, index.keys) for states in (key, value))  # type: ignore[no-untyped-call]
+    return call(query.contiguous(), key, value, index).transpose(0, 1)[None]
+
+
+class _Gather(torch.autograd.Function):
+    """`states[index]` with a gradient that adds up in float32: half precision would round off the last of many."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = states.shape
+        return states.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = torch.zeros(ctx.shape, dtype=wide, device=gradient.device)
+        return total.index_add_(0, index, gradient.to(wide)).to(gradient.dtype), None
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PrefixAttention, float], Tensor]] = {
+    "sdpa": sdpa_segments,
+    "two_pass": two_pass,
+    "varlen": varlen,
+    "flash_attn": flash_attn,
+}
+"""Attention of a packed row: (query [1, H, L, D], key, value [1, H_kv, L, D], row, scale) -> [1, H, L, D]."""
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """The fastest backend for where a row is computed."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        return "varlen"
+    if device.type == "cpu" and two_pass_runs(dtype):
+        return "two_pass"
+    return "sdpa"
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared_prefix: PrefixAttention | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The function transformers calls in every layer: packed rows by their backend, anything else by SDPA."""
+    if shared_prefix is None:
+        options.pop("position_ids", None)
+        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+        return output
+    if dropout:
+        raise ValueError("attention dropout")
+    if options.get("sliding_window") is not None:
+        raise ValueError("sliding-window attention")
+    if query.shape[0] != 1 or query.shape[2] != shared_prefix.layout.length or key.shape[2] != query.shape[2]:
+        raise ValueError("attention that does not see the whole row")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = shared_prefix.backend
+    if backend == "auto":
+        backend = choose_backend(query.device, query.dtype)
+    packed = BACKENDS[backend](query, key, value, shared_prefix, scale)
+    return packed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, prefix_attention)
+# without its own mask function transformers drops the padding mask of ordinary batches
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def uses_prefix_attention(model: Any, used: bool, otherwise: str = "sdpa") -> None:
+    """Switches the text part of a model to this attention, or back to attention `otherwise`; vision is left alone."""
+    name = NAME if used else otherwise
+    model.set_attn_implementation({"text_config": name} if "text_config" in model.config.sub_configs else name)
