@@ -1,8 +1,9 @@
 """Callbacks: what happens around the training."""
 
 from observe_r1.callbacks.completion_writer import CompletionWriter
+from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.reward_logger import RewardLogger
 from observe_r1.callbacks.run_summary import RunSummary
 
-__all__ = ["CompletionWriter", "HFExport", "RewardLogger", "RunSummary"]
+__all__ = ["CompletionWriter", "DryRun", "HFExport", "RewardLogger", "RunSummary"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -82,6 +82,24 @@ class NeuraLadderDataModule(L.LightningDataModule):
             self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout)
             self._restore_loader()
         return self._loader
+
+    def largest_prompt(self, inspected: int) -> EncodedPrompt | None:
+        """The prompt of the ladder that costs most to train on, among some that are read; None if all of them are bad.
+
+        Bad samples are passed over and counted nowhere: they are not drawn.
+
+        Args:
+            inspected: Samples that are read: a quarter of them the largest in bytes, the others from all of the ladder.
+        """
+        dataset, cost = self._dataset(self.ladder), self._module.policy.token_cost()
+
+        def prompt_cost(prompt: EncodedPrompt) -> tuple[float, int]:
+            patches = [] if prompt.vision is None else prompt.vision.image_grid_thw.prod(-1).tolist()
+            return cost.prompt(prompt.token_ids.numel(), patches), prompt.token_ids.numel()
+
+        encoded = EncodedDataset(dataset, self._module.encoder)
+        samples = (encoded[position] for position in positions_to_inspect(dataset.stored_bytes, inspected))
+        return max((sample for sample in samples if isinstance(sample, EncodedPrompt)), key=prompt_cost, default=None)
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
@@ -180,6 +198,15 @@ class NeuraLadderDataModule(L.LightningDataModule):
             self._trainer.global_rank,
             self._trainer.world_size,
         )
+
+
+def positions_to_inspect(stored_bytes: Sequence[int], count: int) -> list[int]:
+    """At most `count` positions with something stored: a quarter of them the largest, the rest spread evenly."""
+    present = [position for position, size in enumerate(stored_bytes) if size]
+    largest = sorted(present, key=lambda position: -stored_bytes[position])[: -(-count // 4)]
+    others = sorted(set(present) - set(largest))
+    spread = min(count - len(largest), len(others))
+    return largest + [others[number * len(others) // spread] for number in range(spread)]
 
 
 class QuestionLoader:

@@ -82,24 +82,22 @@ class _LinearLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: LogprobHead
     ) -> tuple[Tensor, Tensor | None]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        scores_of = _Scores(hidden, weight, head)
+        logprobs = torch.empty(len(targets), dtype=scores_of.dtype, device=hidden.device)
         normaliser = torch.empty_like(logprobs)
         entropy = torch.empty_like(logprobs) if head.with_entropy else None
+        second = torch.empty_like(scores_of.buffer) if head.with_entropy else None
         for part in head.chunks(len(targets)):
-            scores = _scores(hidden[part], weight, head)
+            scores = scores_of(part)
             chosen = scores.gather(1, targets[part, None])[:, 0]
-            # by hand instead of logsumexp, which takes a second tensor of this size
-            largest = scores.amax(dim=1, keepdim=True)
-            if entropy is None:
-                total = scores.sub_(largest).exp_().sum(dim=1)
-            else:
-                shifted = scores.sub_(largest)
-                unnormalised = shifted.exp()
-                total = unnormalised.sum(dim=1)
-                entropy[part] = total.log() - torch.linalg.vecdot(unnormalised, shifted) / total
-                del unnormalised
-            normaliser[part] = largest[:, 0] + total.log()
+            # by hand and in place: logsumexp takes memory of this size once more
+            largest = scores.amax(dim=1)
+            shifted = scores.sub_(largest[:, None])
+            unnormalised = torch.exp(shifted, out=shifted if second is None else second[: len(shifted)])
+            total = unnormalised.sum(dim=1)
+            if entropy is not None:
+                entropy[part] = total.log() - unnormalised.mul_(shifted).sum(dim=1) / total
+            normaliser[part] = largest + total.log()
             logprobs[part] = chosen - normaliser[part]
         ctx.save_for_backward(hidden, weight, targets, normaliser)
         ctx.head = head
@@ -110,13 +108,13 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normaliser = ctx.saved_tensors
+        scores_of = _Scores(hidden, weight, ctx.head)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # summed over chunks in float32: half precision would round off what later chunks add
-        of_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
+        of_weight = torch.zeros_like(weight, dtype=scores_of.dtype) if ctx.needs_input_grad[1] else None
         for part in ctx.head.chunks(len(targets)):
-            scores = _scores(hidden[part], weight, ctx.head)
             upstream = gradient[part, None] / ctx.head.temperature
-            of_scores = scores.sub_(normaliser[part, None]).exp_().mul_(-upstream)
+            of_scores = scores_of(part).sub_(normaliser[part, None]).exp_().mul_(-upstream)
             of_scores.scatter_add_(1, targets[part, None], upstream)
             of_logits = of_scores.to(hidden.dtype)
             if of_hidden is not None:
@@ -128,12 +126,29 @@ class _LinearLogprobs(torch.autograd.Function):
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None
 
 
-def _scores(hidden: Tensor, weight: Tensor, head: LogprobHead) -> Tensor:
-    """Logits / temperature of a chunk, in float32 or wider; forbidden tokens get the lowest number there is."""
-    logits = hidden @ weight.T
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    # not -inf: the entropy multiplies it with a probability of 0
-    return logits.to(wide).div_(head.temperature).index_fill_(1, head.forbidden, torch.finfo(wide).min)
+class _Scores:
+    """Logits / temperature of one chunk after the other, in float32 or wider, in the same memory.
+
+    Fresh memory for every chunk would cost the CPU more time than the arithmetic on it. Forbidden tokens get the lowest
+    number there is, not −inf: the entropy multiplies it with a probability of 0.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, head: LogprobHead) -> None:
+        self.hidden, self.weight, self.head = hidden, weight, head
+        self.dtype = torch.promote_types(hidden.dtype, torch.float32)
+        rows = min(head.chunk_tokens, len(hidden))
+        self.buffer = torch.empty(rows, len(weight), dtype=self.dtype, device=hidden.device)
+
+    def __call__(self, part: slice) -> Tensor:
+        hidden = self.hidden[part]
+        scores = self.buffer[: len(hidden)]
+        if hidden.dtype == self.dtype:
+            torch.mm(hidden, self.weight.T, out=scores)
+        else:
+            scores.copy_(hidden @ self.weight.T)
+        if self.head.temperature != 1.0:
+            scores.div_(self.head.temperature)
+        return scores.index_fill_(1, self.head.forbidden, torch.finfo(self.dtype).min)
 
 
 def _weight_alone(module: nn.Module) -> Tensor | None:

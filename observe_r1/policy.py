@@ -147,6 +147,20 @@ class Policy(nn.Module):
             output.logprobs = output.logprobs + self._untouched_vision()
         return output
 
+    @contextmanager
+    def check_put_off(self) -> Iterator[None]:
+        """Leaves the self-check to a later forward: made-up completions would be a poor sample for it."""
+        was_checked, self._is_checked = self._is_checked, True
+        try:
+            yield
+        finally:
+            self._is_checked = was_checked
+
+    @property
+    def is_checked(self) -> bool:
+        """The shared-prefix forward has been compared with the plain one, or is not used."""
+        return self._is_checked
+
     def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
         return shared_prefix_logprobs(self.transformer.model, head, slices, self.prefix_attention)
 

@@ -99,6 +99,11 @@ class LadderDataset(Dataset[Prompt | Skipped]):
         """The difficulty at each position, from the index alone; None where it is unknown or out of reach."""
         return [None if slot.span is None else slot.span.difficulty for slot in self._slots]
 
+    @property
+    def stored_bytes(self) -> list[int]:
+        """What the sample at each position takes in its tar, from the index alone; 0 where it is out of reach."""
+        return [0 if slot.span is None else slot.span.length for slot in self._slots]
+
     def _slots_of(self, tar: Path, announced: int | None, skip_missing: bool) -> list[_Slot]:
         if not tar.is_file():
             if announced is None or not skip_missing:

@@ -64,8 +64,6 @@ def sdpa_segments(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttentio
 
 def two_pass(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
     """CPU only: all completions of a group against their prompt in one pass, each against itself in another."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     return two_pass_attention(query, key, value, row.layout, scale)
 
 
@@ -192,6 +190,10 @@ def prefix_attention(
     if query.shape[0] != 1 or query.shape[2] != shared_prefix.layout.length or key.shape[2] != query.shape[2]:
         raise ValueError("attention that does not see the whole row")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(query.device.type):
+        # rotary embeddings leave query and key in float32, and autocast does not know every backend's operators
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     backend = shared_prefix.backend
     if backend == "auto":
         backend = choose_backend(query.device, query.dtype)

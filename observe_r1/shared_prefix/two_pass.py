@@ -20,7 +20,7 @@ Pass = tuple[slice, slice, bool]  # queries, keys, causal
 
 
 def two_pass_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float) -> Tensor:
-    """Attention [1, H, L, D] of a packed row, all of `query`, `key` and `value` with H heads."""
+    """Attention [1, H, L, D] of a packed row. Keys and values may have fewer heads, each for several query heads."""
     output: Tensor = _TwoPass.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
     return output
 
@@ -42,6 +42,8 @@ def two_pass_runs(dtype: torch.dtype) -> bool:
 class _TwoPass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float) -> Tensor:
+        shared_key, shared_value = key, value
+        key, value = _for_every_head(key, query), _for_every_head(value, query)
         output = torch.empty_like(query)
         normaliser = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for group in layout.groups:
@@ -56,13 +58,14 @@ class _TwoPass(torch.autograd.Function):
                 share_of_own = (own - joint).exp_().to(output.dtype)[..., None]
                 output[:, :, queries] = torch.lerp(part, output[:, :, queries], share_of_own)
                 normaliser[:, :, queries] = joint
-        ctx.save_for_backward(query, key, value, output, normaliser)
+        ctx.save_for_backward(query, shared_key, shared_value, output, normaliser)
         ctx.layout, ctx.scale = layout, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, normaliser = ctx.saved_tensors
+        query, shared_key, shared_value, output, normaliser = ctx.saved_tensors
+        key, value = _for_every_head(shared_key, query), _for_every_head(shared_value, query)
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
         def one_pass(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +91,17 @@ class _TwoPass(torch.autograd.Function):
                     strict=True,
                 ):
                     total += part
-        return of_query, of_key, of_value, None, None
+        return of_query, _added_up(of_key, shared_key), _added_up(of_value, shared_value), None, None
+
+
+def _for_every_head(states: Tensor, query: Tensor) -> Tensor:
+    """[1, H_kv, L, D] with each head repeated for the query heads that share it, [1, H, L, D]."""
+    return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
+
+
+def _added_up(gradient: Tensor, states: Tensor) -> Tensor:
+    """The gradient of `states` from that of its repeated heads."""
+    return gradient if gradient.shape == states.shape else gradient.unflatten(1, (states.shape[1], -1)).sum(2)
 
 
 def _own_passes(group: GroupSpan) -> list[Pass]:

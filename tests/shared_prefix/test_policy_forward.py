@@ -118,6 +118,28 @@ def test_the_check_passes_in_bfloat16() -> None:
     assert policy.shares_prefixes
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "two_pass", "varlen"])
+def test_under_autocast_it_is_as_close_to_float32_as_the_plain_forward(backend: str) -> None:
+    """Lightning's bf16-mixed."""
+    model = build_model()
+    slices = make_slices(model)
+    policy, padded = Policy(model, 0, prefix_attention=backend), Policy(model, 0, shares_prefixes=False)
+
+    def run(forward: Policy) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        logprobs = forward(slices, 1.0).logprobs
+        logprobs.mean().backward()
+        return logprobs.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, exact_gradient = run(padded)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, plain_gradient = run(padded)
+        found, gradient = run(policy)
+    assert policy.shares_prefixes
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
+    assert (gradient - exact_gradient).norm() <= 2 * (plain_gradient - exact_gradient).norm()
+
+
 def test_running_out_of_memory_is_not_taken_for_a_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model()
     policy = Policy(model, 0)
