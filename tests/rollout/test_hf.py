@@ -64,6 +64,36 @@ def test_the_seed_decides(engine: HFRollout, prompts: list[EncodedPrompt]) -> No
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_completion_depends_on_its_place_in_the_call_only(
+    policy: Policy, encoder: PromptEncoder, prompts: list[EncodedPrompt]
+) -> None:
+    """Not on how many are generated at once, nor on the prompts that follow."""
+    texts = []
+    for sequences_per_batch, count in ((1, 7), (8, 7), (1000, 7), (1000, 2)):
+        engine = HFRollout(sequences_per_batch)
+        engine.setup(policy, encoder.tokenizer)
+        groups = engine.generate(prompts[:count], SAMPLING, seed=1)
+        texts.append([completion.text for group in groups for completion in group])
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[3] == texts[0][:8]
+
+
+def test_a_model_in_training_generates_the_same(
+    engine: HFRollout, encoder: PromptEncoder, prompts: list[EncodedPrompt]
+) -> None:
+    """Gradient checkpointing would drop the cache."""
+    expected = [c.text for group in engine.generate(prompts, SAMPLING, seed=1) for c in group]
+    policy = load_policy(PolicyOptions("quickstart", gradient_checkpointing=True)).train()
+    engine = HFRollout()
+    engine.setup(policy, encoder.tokenizer)
+    assert [c.text for group in engine.generate(prompts, SAMPLING, seed=1) for c in group] == expected
+    assert all(module.training for module in policy.modules())
+
+
+def test_no_prompts_give_no_completions(engine: HFRollout) -> None:
+    assert engine.generate([], SAMPLING, seed=1) == []
+
+
 def test_sampling_leaves_the_random_state_alone(engine: HFRollout, prompts: list[EncodedPrompt]) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
