@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -91,6 +92,31 @@ def test_validate_test_and_predict(run: Any, tmp_path: Path, tiny_ladder: Path, 
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert [row["position"] for row in rows] == list(range(12))
     assert all(isinstance(row["correct"], bool) and "<answer>" in row["completion"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_trains_with_shared_prefixes(
+    run: Any, tmp_path: Path, tiny_ladder: Path, precision: str
+) -> None:
+    """No fallback to the padded forward, and the policy that sampled is the one that trains."""
+    output = run(
+        "fit",
+        *SHORT,
+        f"--trainer.precision={precision}",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.limit_val_batches=0",
+        "--trainer.max_steps=2",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        "--trainer.logger.save_dir=csv",
+        f"--data.ladder={tiny_ladder}",
+    )
+    assert "does not fit" not in output
+    (table,) = tmp_path.glob("csv/**/metrics.csv")
+    rows = list(csv.DictReader(table.open()))
+    first = next(row for row in rows if row.get("train/sampler_mismatch"))
+    assert 0 < float(first["train/sampler_mismatch"]) < 0.05
+    assert float(first["train/log_ratio"]) == 0.0  # old and new log-probs to the last bit
 
 
 @pytest.mark.slow
