@@ -29,10 +29,14 @@ def build_model(
     vision_intermediate: int = 64,
     vision_layers: int = 2,
     vision_heads: int = 2,
+    window_size: int = 56,
     tied: bool = False,
     seed: int = 0,
 ) -> Any:
-    """A model of one of `FAMILIES` in float32, with the real classes of transformers."""
+    """A model of one of `FAMILIES` in float32, with the real classes of transformers.
+
+    `window_size` is in pixels; Qwen2.5-VL has 112, half of it gives the small images of tests several windows.
+    """
     head_size = hidden // heads
     sections = [head_size // 8, (head_size // 2 - head_size // 8) // 2]
     sections.append(head_size // 2 - sum(sections))
@@ -66,7 +70,7 @@ def build_model(
         return transformers.Qwen2VLForConditionalGeneration(config)
     tower |= {"hidden_size": vision_hidden, "intermediate_size": vision_intermediate, "out_hidden_size": hidden}
     if family == "qwen2_5_vl":
-        tower |= {"window_size": 56, "fullatt_block_indexes": [vision_layers - 1]}
+        tower |= {"window_size": window_size, "fullatt_block_indexes": [vision_layers - 1]}
         config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **token_ids)
         return transformers.Qwen2_5_VLForConditionalGeneration(config)
     if family == "qwen3_vl":
@@ -75,6 +79,24 @@ def build_model(
         config = transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **token_ids)
         return transformers.Qwen3VLForConditionalGeneration(config)
     raise ValueError(f"No family {family!r}; there are {', '.join(FAMILIES)}.")
+
+
+def medium_model() -> Any:
+    """The model of the benchmarks: Qwen2.5-VL with 16.7 million parameters, 6.7 of them in the vision tower."""
+    return build_model(
+        vocabulary=8192,
+        hidden=256,
+        intermediate=1024,
+        layers=8,
+        heads=4,
+        key_value_heads=2,
+        vision_hidden=256,
+        vision_intermediate=768,
+        vision_layers=6,
+        vision_heads=4,
+        window_size=112,
+        tied=True,
+    )
 
 
 def random_tokens(model: Any, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -22,14 +22,16 @@ from typing import Any
 
 import torch
 from paired import machine, paired_ratio, run_case, run_rounds
-from random_models import build_model, random_group
+from random_models import medium_model, random_group
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from observe_r1.balancing import balance, cost_of
 from observe_r1.experience import GroupSlice
 from observe_r1.logprobs import LogprobHead
+from observe_r1.padded import pad_rows
 from observe_r1.peak_memory import PeakMemory
 from observe_r1.policy import Policy
 from observe_r1.token_cost import TokenCost
@@ -42,7 +44,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Shape:
-    """Tokens of a prompt with one square image, and of each of its completions."""
+    """Tokens of a prompt with one square image, and of its completions on average."""
 
     text_tokens: int
     side: int  # patches along an edge of the image; 4 patches make a token
@@ -54,58 +56,69 @@ class Shape:
     def name(self) -> str:
         return f"{self.text_tokens + self.side**2 // 4} + {self.completion_tokens} tokens"
 
+    def lengths(self, spread: str) -> list[int]:
+        """Of the completions: `ragged` from half to one and a half times the mean, as groups are, or all `equal`."""
+        deviation = 0.5 if spread == "ragged" else 0.0
+        steps = torch.linspace(-deviation, deviation, GROUP_SIZE)
+        return [round(self.completion_tokens * (1 + float(step))) for step in steps]
+
 
 SHAPES = {
     "1280": Shape(256, 64, 256, 6.0, 4.0),
     "512": Shape(112, 40, 256, 3.5, 3.0),
-    "128": Shape(28, 20, 512, 1.7, 1.0),
+    "128": Shape(28, 20, 512, 1.7, 0.0),
 }
 
 
-def medium_model() -> Any:
-    """About 15 million parameters."""
-    return build_model(
-        vocabulary=8192,
-        hidden=256,
-        intermediate=1024,
-        layers=8,
-        heads=4,
-        key_value_heads=2,
-        vision_hidden=256,
-        vision_intermediate=768,
-        vision_layers=6,
-        vision_heads=4,
-        tied=True,
-    )
-
-
-def group_of(model: Any, shape: Shape) -> list[GroupSlice]:
+def group_of(model: Any, shape: Shape, spread: str) -> list[GroupSlice]:
     # the placeholders of an image bring five text tokens along
     generator = torch.Generator().manual_seed(0)
-    lengths = [shape.completion_tokens] * GROUP_SIZE
-    return [random_group(model, shape.text_tokens - 5, [(shape.side, shape.side)], lengths, generator)]
+    grid = (shape.side, shape.side)
+    return [random_group(model, shape.text_tokens - 5, [grid], shape.lengths(spread), generator)]
 
 
-def policy_of(model: Any, side: str, backend: str = "auto") -> Policy:
-    policy = Policy(model, pad_token_id=0, shares_prefixes=side == "shared", prefix_attention=backend)
-    return policy.train()
+def logprobs_of(model: Any, side: str) -> Callable[[list[GroupSlice]], Tensor]:
+    """What a side computes for one group, [T].
+
+    `shared`: the shared-prefix forward. `padded`: the prompt repeated, logits of all completion positions and their
+    log-softmax, as the model gives them. `padded, our head`: the same with our log-prob head in place of the logits.
+    """
+    if side != "padded":
+        policy = Policy(model.train(), pad_token_id=0, shares_prefixes=side == "shared")
+        return lambda slices: policy(slices, 1.0).logprobs
+    forbidden = list(Policy(model.train(), pad_token_id=0, shares_prefixes=False).forbidden_token_ids)
+
+    def padded(slices: list[GroupSlice]) -> Tensor:
+        (group,) = slices
+        targets = pad_sequence(group.completions, batch_first=True)
+        inputs = pad_rows(slices, pad_token_id=0).inputs
+        logits = model(**inputs, use_cache=False, logits_to_keep=targets.shape[1]).logits
+        logits[..., forbidden] = float("-inf")
+        chosen = logits.log_softmax(-1).gather(2, targets[..., None])[..., 0]
+        return torch.cat([row[: len(ids)] for row, ids in zip(chosen, group.completions, strict=True)])
+
+    return padded
 
 
-def forward_case(shape: Shape, side: str, backend: str) -> dict[str, Any]:
-    """Seconds (median of three) and peak memory of a forward and backward over one group."""
+def forward_case(shape: Shape, spread: str, side: str) -> dict[str, Any]:
+    """Seconds (median of two) and peak memory of a forward and backward over one group."""
     model = medium_model()
-    policy, slices = policy_of(model, side, backend), group_of(model, shape)
+    logprobs, slices = logprobs_of(model, side), group_of(model, shape, spread)
     small = [GroupSlice(part.prompt, [ids[:8] for ids in part.completions]) for part in slices]
-    policy(small, 1.0).logprobs.mean().backward()  # with the self-check, and every gradient allocated
+    logprobs(small).mean().backward()  # with the self-check, and every gradient allocated
+    return measured(lambda: logprobs(slices).mean().backward(), repeats=2)
+
+
+def measured(run: Callable[[], None], repeats: int) -> dict[str, Any]:
+    """Median seconds of `run`, and the most memory it takes beyond what was in use."""
     with PeakMemory() as memory:
-        policy(slices, 1.0).logprobs.mean().backward()
+        run()
     seconds = []
-    for _ in range(3):
+    for _ in range(repeats):
         start = time.perf_counter()
-        policy(slices, 1.0).logprobs.mean().backward()
+        run()
         seconds.append(time.perf_counter() - start)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"seconds": statistics.median(seconds), "bytes": memory.peak - memory.before, "parameters": parameters}
+    return {"seconds": statistics.median(seconds), "bytes": memory.peak - memory.before}
 
 
 def head_case(side: str) -> dict[str, Any]:
@@ -125,24 +138,17 @@ def head_case(side: str) -> dict[str, Any]:
 
     logprobs: Callable[[], Tensor] = chunked if side == "shared" else full
     hidden.grad, module.weight.grad = torch.zeros_like(hidden), torch.zeros_like(module.weight)
-    with PeakMemory() as memory:
-        logprobs().mean().backward()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        logprobs().mean().backward()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "bytes": memory.peak - memory.before}
+    return measured(lambda: logprobs().mean().backward(), repeats=3)
 
 
 def gate_case() -> dict[str, Any]:
-    """Largest difference of log-probs and of any gradient between both sides, for every shape and both heads."""
+    """Largest difference of log-probs and of any gradient between both sides, for every shape."""
     differences = {}
     for name, shape in SHAPES.items():
         found = {}
         for side in ("padded", "shared"):
             model = medium_model()
-            logprobs = policy_of(model, side)(group_of(model, shape), 1.0).logprobs
+            logprobs = logprobs_of(model, side)(group_of(model, shape, "ragged"))
             logprobs.mean().backward()
             found[side] = [logprobs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
         differences[name] = max(float((a - b).abs().max()) for a, b in zip(*found.values(), strict=True))
@@ -155,8 +161,7 @@ def counts_case() -> dict[str, Any]:
     for frozen in (False, True):
         model = medium_model()
         model.model.visual.requires_grad_(not frozen)
-        policy = policy_of(model, "shared")
-        reference = policy_of(medium_model(), "shared").requires_grad_(False)
+        policy, reference = Policy(model, 0), Policy(medium_model(), 0).requires_grad_(False)
         generator = torch.Generator().manual_seed(0)
         slices = [
             random_group(model, 20, [(8, 8), (8, 16)], [16] * GROUP_SIZE, generator),
@@ -207,7 +212,7 @@ def balance_case() -> dict[str, Any]:
 
 
 def run_one(case: str) -> dict[str, Any]:
-    """A case in this process: `forward:1280:shared:auto`, `head:padded`, `gate`, `counts` or `balance`."""
+    """A case in this process: `forward:1280:ragged:shared`, `head:padded`, `gate`, `counts` or `balance`."""
     kind, *options = case.split(":")
     if kind == "forward":
         return forward_case(SHAPES[options[0]], options[1], options[2])
@@ -227,19 +232,14 @@ def measure(rounds: int, only: str | None) -> list[dict[str, Any]]:
     documents.append({"gate": gate["differences"], "target": TOLERANCE, "reached": gate["agrees"]})
     if not gate["agrees"]:
         return documents
-    pairs = {f"forward {name}": (f"forward:{name}:padded:auto", f"forward:{name}:shared:auto") for name in SHAPES}
-    pairs["head"] = ("head:padded", "head:shared")
-    for name, (slow, fast) in pairs.items():
-        if only and only not in name:
+    forwards = [(name, spread) for name in SHAPES for spread in ("ragged", "equal")]
+    for name, spread in [*forwards, ("head", "")]:
+        if only and only not in (name, spread, "forward" if name in SHAPES else "head"):
             continue
-        results = list(run_rounds({"padded": command(slow), "shared": command(fast)}, rounds, THREADS))
-        shape = SHAPES.get(name.removeprefix("forward "))
-        label = f"forward + backward, {shape.name}" if shape else f"log-prob head, vocabulary {HEAD_VOCABULARY}"
-        faster, smaller = (shape.faster, shape.memory) if shape else (1 / 1.3, 10.0)
-        for what, target in (("seconds", faster), ("bytes", smaller)):
-            ratio = paired_ratio(f"{label}: {what}", results, "padded", "shared", lambda r, w=what: r[w], target)
-            medians = {side: statistics.median(r[side][what] for r in results) for side in ("padded", "shared")}
-            documents.append({**ratio.to_document(), **medians})
+        prefix = f"forward:{name}:{spread}" if name in SHAPES else name
+        sides = ["padded", "shared", *(["padded, our head"] if spread == "ragged" else [])]
+        results = list(run_rounds({side: command(f"{prefix}:{side}") for side in sides}, rounds, THREADS))
+        documents += comparison(name, spread, results)
     if not only or only in "counts":
         counts = run_case(command("counts"), THREADS)
         trained, frozen = counts["trained tower"], counts["frozen tower"]
@@ -251,30 +251,48 @@ def measure(rounds: int, only: str | None) -> list[dict[str, Any]]:
     return documents
 
 
+def comparison(name: str, spread: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Time and memory of the padded side in multiples of the shared one, with what the targets ask for."""
+    shape = SHAPES.get(name)
+    label = f"forward + backward, {shape.name}" if shape else f"log-prob head, vocabulary {HEAD_VOCABULARY:,}"
+    targets = {"seconds": shape.faster, "bytes": shape.memory} if shape else {"seconds": 1 / 1.3, "bytes": 10.0}
+    if spread == "equal":  # the least favourable lengths: for information
+        label, targets = f"{label}, all equal", dict.fromkeys(targets, 0.0)
+    documents = []
+    for what, target in targets.items():
+        ratio = paired_ratio(f"{label}: {what}", results, "padded", "shared", lambda r, w=what: r[w], target)
+        medians = {side: statistics.median(r[side][what] for r in results) for side in results[0]}
+        documents.append({**ratio.to_document(), "medians": medians})
+    return documents
+
+
 def show(documents: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(documents[0]["machine"])
-    table = Table("measured", "padded", "shared", "ratio", "target", "")
+    table = Table("measured", "padded", "padded, our head", "shared", "ratio", "target", "")
     for document in documents[1:]:
         verdict = "[green]reached" if document["reached"] else "[red]missed"
         if "ratio" in document:
             unit, scale = ("s", 1.0) if "seconds" in document["ratio"] else ("MB", 1e-6)
-            values = [f"{document[side] * scale:.2f} {unit}" for side in ("padded", "shared")]
-            table.add_row(
-                document["ratio"], *values, f"{document['median']:.2f}", f"≥ {document['target']:.2f}", verdict
-            )
+            medians = document["medians"]
+            values = [
+                f"{medians[side] * scale:,.2f} {unit}" if side in medians else ""
+                for side in ("padded", "padded, our head", "shared")
+            ]
+            target = f"≥ {document['target']:.2f}" if document["target"] else ""
+            table.add_row(document["ratio"], *values, f"{document['median']:.2f}", target, verdict)
         else:
             name = next(iter(document))
             values = "\n".join(f"{key}: {value}" for key, value in document[name].items())
-            table.add_row(name, values, "", "", str(document.get("target", "")), verdict)
+            table.add_row(name, values, "", "", "", str(document.get("target", "")), verdict)
     console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    parser.add_argument("--only", help="part of a name: forward, 1280, head, counts, balance")
+    parser.add_argument("--only", help="1280, 512, 128, ragged, equal, forward, head, counts or balance")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
