@@ -1,6 +1,6 @@
 """The shared-prefix forward against the forward that repeats the prompt: time, peak memory and what runs how often.
 
-    python benchmarks/shared_prefix.py                 # about 10 minutes on 2 cores; a table
+    python benchmarks/shared_prefix.py                 # about half an hour on 2 cores; a table
     python benchmarks/shared_prefix.py --json          # one JSON object per line
     python benchmarks/shared_prefix.py --only head     # part of it
 
