@@ -32,7 +32,9 @@ class PixelBuffers(L.Callback):
         tower = pl_module.policy.model.model.visual
         tower.register_forward_pre_hook(lambda _, args: self.patches.update(patches=len(args[0])))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(batch, Sealed)
         assert isinstance(batch.content, MicroBatch)
         for part in batch.content.slices:
