@@ -20,7 +20,7 @@ from observe_r1.experience import EncodedPrompt, GroupSlice
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
-from observe_r1.shared_prefix import disagreement, shared_prefix_logprobs, uses_prefix_attention
+from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs, uses_prefix_attention
 from observe_r1.token_cost import TokenCost
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -87,6 +87,7 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.shares_prefixes = shares_prefixes
         self.prefix_attention = prefix_attention
+        self._backend: str | None = None  # of the packed forward; None: not checked yet
         self._is_checked = not shares_prefixes
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
@@ -162,16 +163,21 @@ class Policy(nn.Module):
         return self._is_checked
 
     def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
-        return shared_prefix_logprobs(self.transformer.model, head, slices, self.prefix_attention)
+        backend = self._backend or choose_backend(self.prefix_attention, self.device, self._dtype())
+        return shared_prefix_logprobs(self.transformer.model, head, slices, backend)
+
+    def _dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
 
     def _padded(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
         return padded_logprobs(self.transformer.model, head, slices, self.pad_token_id)
 
     def _check(self, slices: Sequence[GroupSlice], head: LogprobHead) -> None:
         """Compares both forwards on the first groups that come, and gives up sharing where they differ."""
-        dtype = next(self.model.parameters()).dtype
-        if torch.is_autocast_enabled(self.device.type):
-            dtype = torch.get_autocast_dtype(self.device.type)
 
         def plain(sample: Sequence[GroupSlice]) -> TokenLogprobs:
             uses_prefix_attention(self.transformer, False, self._plain_attention)
@@ -180,15 +186,22 @@ class Policy(nn.Module):
             finally:
                 uses_prefix_attention(self.transformer, True)
 
-        reason = disagreement(lambda sample: self._packed(sample, head), plain, slices, dtype)
+        reason = None
+        chosen = choose_backend(self.prefix_attention, self.device, self._dtype())
+        for backend in dict.fromkeys([chosen, *(["sdpa"] if self.prefix_attention == "auto" else [])]):
+            self._backend = backend
+            reason = disagreement(lambda sample: self._packed(sample, head), plain, slices, self._dtype())
+            if reason is None:
+                break
         self._is_checked = True
         if reason is not None:
             self.shares_prefixes = False
             uses_prefix_attention(self.transformer, False, self._plain_attention)
             warnings.warn(
-                f"The shared-prefix forward does not fit {type(self.transformer).__name__}: {reason}. Training goes on "
-                "with the padded forward, which gives the same gradients and takes several times as long. Set "
-                "policy.forward: padded to skip this check.",
+                f"The shared-prefix forward does not fit {type(self.transformer).__name__}: with attention "
+                f"{self._backend} {reason}. Training goes on with the padded forward, which gives the same gradients "
+                "and takes several times as long and as much memory (a larger trainer.accumulate_grad_batches makes "
+                "smaller micro-batches). Set policy.forward: padded to skip this check.",
                 stacklevel=2,
             )
 

@@ -91,6 +91,11 @@ def choose(logprobs: Tensor, noise: Tensor | None, top_p: float) -> Tensor:
         logprobs = TopPLogitsWarper(top_p)(None, logprobs)
     probabilities = logprobs.exp()
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    if not bool(cumulative[:, -1].isfinite().all()):  # on a GPU the look-up would take the whole process down
+        raise RuntimeError(
+            "The policy's logits are not finite: the training has diverged (lower the learning rate, clip gradients), "
+            "or its precision is too coarse."
+        )
     chosen = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
     # a parallel sum may rise by a rounding error where it should stay
     possible = probabilities.gather(1, chosen) > 0

@@ -22,14 +22,19 @@ class HFRollout(RolloutEngine):
 
     Args:
         sequences_per_batch: Number of completions that are generated at once; groups are not split.
+        prompt_tokens_per_batch: Number of prompt tokens, images included, that pass through the model at once.
     """
 
     is_trainer = True
 
-    def __init__(self, sequences_per_batch: int = 128) -> None:
-        if sequences_per_batch < 1:
-            raise ValueError(f"rollout.sequences_per_batch is {sequences_per_batch}, but it must be at least 1.")
+    def __init__(self, sequences_per_batch: int = 128, prompt_tokens_per_batch: int = 32_768) -> None:
+        if sequences_per_batch < 1 or prompt_tokens_per_batch < 1:
+            raise ValueError(
+                f"rollout.sequences_per_batch is {sequences_per_batch} and rollout.prompt_tokens_per_batch "
+                f"{prompt_tokens_per_batch}: both must be at least 1."
+            )
         self.sequences_per_batch = sequences_per_batch
+        self.prompt_tokens_per_batch = prompt_tokens_per_batch
         self._policy: Policy | None = None
         self._tokenizer: Any = None
 
@@ -45,16 +50,29 @@ class HFRollout(RolloutEngine):
         end = _end_token_ids(policy.transformer)
         generator = torch.Generator().manual_seed(seed)
         size = sampling.group_size
-        per_batch = max(1, self.sequences_per_batch // size)
         groups: list[list[Completion]] = []
         with torch.no_grad(), _evaluating(policy):
-            for start in range(0, len(prompts), per_batch):
-                batch = prompts[start : start + per_batch]
+            for batch in self._batches(prompts, size):
                 noise = None if sampling.greedy else _draw_noise(len(batch), sampling, generator)
                 rows = zip(*decode_groups(policy, batch, sampling, end, noise), strict=True)
                 completions = [self._completion(tokens, logprobs, end) for tokens, logprobs in rows]
                 groups += [completions[first : first + size] for first in range(0, len(completions), size)]
         return groups
+
+    def _batches(self, prompts: Sequence[EncodedPrompt], group_size: int) -> Iterator[list[EncodedPrompt]]:
+        """Consecutive prompts within both limits; a prompt that exceeds one alone comes alone."""
+        batch: list[EncodedPrompt] = []
+        tokens = 0
+        for prompt in prompts:
+            length = prompt.token_ids.numel()
+            sequences = (len(batch) + 1) * group_size
+            if batch and (sequences > self.sequences_per_batch or tokens + length > self.prompt_tokens_per_batch):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(prompt)
+            tokens += length
+        if batch:
+            yield batch
 
     def _completion(self, tokens: Tensor, logprobs: Tensor, end: Tensor) -> Completion:
         ends = torch.isin(tokens, end).nonzero()

@@ -1,6 +1,6 @@
 """Log-probs of completions with each prompt computed once for all completions of its group, gradients included."""
 
-from observe_r1.shared_prefix.attention import BACKENDS, PrefixAttention, uses_prefix_attention
+from observe_r1.shared_prefix.attention import BACKENDS, PrefixAttention, choose_backend, uses_prefix_attention
 from observe_r1.shared_prefix.forward import shared_prefix_logprobs
 from observe_r1.shared_prefix.layout import PackedRow, pack
 from observe_r1.shared_prefix.self_check import disagreement
@@ -9,6 +9,7 @@ __all__ = [
     "BACKENDS",
     "PackedRow",
     "PrefixAttention",
+    "choose_backend",
     "disagreement",
     "pack",
     "shared_prefix_logprobs",

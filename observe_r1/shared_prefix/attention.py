@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -71,6 +73,9 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scal
     """CUDA in half precision: one call of `torch.nn.attention.varlen` over the row."""
     from torch.nn.attention.varlen import varlen_attn
 
+    # torch 2.11 takes grouped heads without being told
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
     def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
         output = varlen_attn(
             query,
@@ -82,7 +87,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scal
             index.longest_key,
             window_size=(-1, 0),  # causal, aligned to the end of the keys
             scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            **grouped,
         )
         assert isinstance(output, Tensor)
         return output
@@ -92,13 +97,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scal
 
 def flash_attn(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
     """CUDA in half precision, with the flash-attn package: the same call, its kernels."""
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError as error:
-        raise ValueError(
-            "policy.prefix_attention is flash_attn, but the package is not installed: pip install "
-            "'observe-r1[flash-attn]', or use varlen, which needs nothing."
-        ) from error
+    from flash_attn import flash_attn_varlen_func
 
     def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
         output: Tensor = flash_attn_varlen_func(
@@ -156,13 +155,38 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PrefixAttention, float], T
 """Attention of a packed row: (query [1, H, L, D], key, value [1, H_kv, L, D], row, scale) -> [1, H, L, D]."""
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The fastest backend for where a row is computed."""
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        return "varlen"
-    if device.type == "cpu" and two_pass_runs(dtype):
-        return "two_pass"
-    return "sdpa"
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to use: the configured one, or for `auto` the fastest where a row is computed.
+
+    Raises:
+        ValueError: The configured backend cannot run there.
+    """
+    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    runs = {
+        "varlen": half and _has_flash_kernels(device),
+        "flash_attn": half and find_spec("flash_attn") is not None,
+        "two_pass": device.type == "cpu" and two_pass_runs(dtype),
+        "sdpa": True,
+    }
+    if backend == "auto":
+        return next(name for name in ("varlen", "two_pass", "sdpa") if runs[name])
+    if not runs[backend]:
+        needs = {
+            "varlen": "CUDA, half precision and an Ampere GPU or newer",
+            "flash_attn": "CUDA, half precision and its package (pip install 'observe-r1[flash-attn]')",
+            "two_pass": "a CPU and torch's own operators for it",
+        }
+        usable = ", ".join(["auto", *(name for name, can in runs.items() if can)])
+        raise ValueError(
+            f"policy.prefix_attention is {backend}, which needs {needs[backend]}; this is {device} with {dtype}. "
+            f"Choose one of {usable}."
+        )
+    return backend
+
+
+def _has_flash_kernels(device: torch.device) -> bool:
+    ampere = (8, 0)
+    return torch.cuda.get_device_capability(device) >= ampere and torch.backends.cuda.is_flash_attention_available()
 
 
 def prefix_attention(
@@ -194,10 +218,7 @@ def prefix_attention(
         # rotary embeddings leave query and key in float32, and autocast does not know every backend's operators
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    backend = shared_prefix.backend
-    if backend == "auto":
-        backend = choose_backend(query.device, query.dtype)
-    packed = BACKENDS[backend](query, key, value, shared_prefix, scale)
+    packed = BACKENDS[shared_prefix.backend](query, key, value, shared_prefix, scale)
     return packed.transpose(1, 2).contiguous(), None
 
 

@@ -15,7 +15,7 @@ from observe_r1.shared_prefix.layout import pack
 
 
 def shared_prefix_logprobs(
-    backbone: Any, head: LogprobHead, slices: Sequence[GroupSlice], backend: str = "auto"
+    backbone: Any, head: LogprobHead, slices: Sequence[GroupSlice], backend: str
 ) -> TokenLogprobs:
     """Log-probs of every completion token, with each prompt and its images computed once.
 
@@ -23,7 +23,7 @@ def shared_prefix_logprobs(
 
     Args:
         backbone: The model without its head, switched to this attention by `uses_prefix_attention`.
-        backend: Name of an attention backend; `auto` takes the fastest one for the device and dtype.
+        backend: Name of an attention backend.
     """
     row = pack(slices, [prompt_positions(backbone, part.prompt) for part in slices])
     arguments: dict[str, Any] = {"position_ids": row.positions[:, None]}

@@ -22,8 +22,8 @@ def disagreement(packed: Forward, plain: Forward, slices: Sequence[GroupSlice], 
     Compares two groups of two completions, cut to a few tokens, so that the check costs no memory of its own.
     """
     sample = [
-        GroupSlice(part.prompt, [completion[:TOKENS] for completion in part.completions[:COMPLETIONS]])
-        for part in slices[:GROUPS]
+        GroupSlice(part.prompt, [ids[:TOKENS] for ids in sorted(part.completions, key=len, reverse=True)[:COMPLETIONS]])
+        for part in sorted(slices, key=lambda part: -max(map(len, part.completions)))[:GROUPS]
     ]
     with torch.no_grad():
         try:

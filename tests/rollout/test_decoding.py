@@ -325,3 +325,10 @@ def text_prompts(*lengths: int) -> list[EncodedPrompt]:
     torch.manual_seed(1)
     prompt = Prompt("random", "random", [], [], Gold("1"))
     return [EncodedPrompt(prompt, torch.randint(12, 32, (n,)), torch.zeros(n, dtype=torch.long)) for n in lengths]
+
+
+def test_logits_that_are_not_finite_are_an_error_with_a_reason() -> None:
+    logprobs = torch.zeros(2, 5).log_softmax(-1)
+    logprobs[1, 2] = float("nan")
+    with pytest.raises(RuntimeError, match="logits are not finite: the training has diverged"):
+        choose(logprobs, torch.tensor([0.5, 0.5], dtype=torch.float64), top_p=1.0)

@@ -162,3 +162,23 @@ def test_greedy_is_the_argmax_of_the_trainer(engine: HFRollout, policy: Policy, 
             with torch.no_grad():
                 other = policy([GroupSlice(prompt, [changed])], 1.0).logprobs
             assert float(other[-1]) <= float(chosen[-1]) + 1e-5
+
+
+def test_prompts_are_prefilled_within_the_limit_of_tokens(
+    policy: Policy, encoder: PromptEncoder, prompts: list[EncodedPrompt]
+) -> None:
+    lengths = [prompt.token_ids.numel() for prompt in prompts]
+    engine = HFRollout(sequences_per_batch=100, prompt_tokens_per_batch=lengths[0] + lengths[1])
+    batches = list(engine._batches(prompts, group_size=4))
+    assert [prompt for batch in batches for prompt in batch] == prompts
+    assert len(batches) > 1
+    assert all(sum(p.token_ids.numel() for p in batch) <= lengths[0] + lengths[1] for batch in batches)
+    assert [len(batch) for batch in HFRollout(prompt_tokens_per_batch=1)._batches(prompts, 4)] == [1] * len(prompts)
+    engine.setup(policy, encoder.tokenizer)
+    whole = HFRollout()
+    whole.setup(policy, encoder.tokenizer)
+    found, expected = (
+        [c.token_ids.tolist() for group in e.generate(prompts, SAMPLING, seed=3) for c in group]
+        for e in (engine, whole)
+    )
+    assert found == expected

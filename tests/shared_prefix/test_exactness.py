@@ -99,8 +99,8 @@ def test_equal_to_the_repeated_forward(
     model = model_of(family, key_value_heads, dtype)
     generator = torch.Generator().manual_seed(seed)
     slices = [random_group(model, text, grids, lengths, generator) for text, grids, lengths in shapes]
-    policy = Policy(model, 0, chunk_tokens, True, backend)
-    policy._is_checked = True  # the check itself is tested elsewhere
+    policy = Policy(model, 0, chunk_tokens)
+    policy._backend, policy._is_checked = backend, True  # check and choice are tested elsewhere
     weight = torch.randn(sum(len(c) for part in slices for c in part.completions), generator=generator).to(dtype)
     with lifted_casts():
         uses_prefix_attention(model, False)

@@ -13,6 +13,7 @@ from random_models import build_model, random_group
 
 from observe_r1.experience import GroupSlice
 from observe_r1.policy import Policy, PolicyOptions, load_policy
+from observe_r1.shared_prefix import BACKENDS
 
 from .conftest import naive_logprobs
 
@@ -123,7 +124,8 @@ def test_under_autocast_it_is_as_close_to_float32_as_the_plain_forward(backend: 
     """Lightning's bf16-mixed."""
     model = build_model()
     slices = make_slices(model)
-    policy, padded = Policy(model, 0, prefix_attention=backend), Policy(model, 0, shares_prefixes=False)
+    policy, padded = Policy(model, 0, prefix_attention="auto"), Policy(model, 0, shares_prefixes=False)
+    policy._backend, policy._is_checked = backend, True
 
     def run(forward: Policy) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
@@ -138,6 +140,27 @@ def test_under_autocast_it_is_as_close_to_float32_as_the_plain_forward(backend: 
     assert policy.shares_prefixes
     assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
     assert (gradient - exact_gradient).norm() <= 2 * (plain_gradient - exact_gradient).norm()
+
+
+@pytest.mark.parametrize("backend", ["varlen", "flash_attn"])
+def test_a_backend_that_cannot_run_here_is_an_error(backend: str) -> None:
+    model = build_model()
+    message = rf"prefix_attention is {backend}, which needs CUDA.*cpu with torch.float32.*auto, two_pass, sdpa"
+    with pytest.raises(ValueError, match=message):
+        Policy(model, 0, prefix_attention=backend)(make_slices(model), 1.0)
+
+
+def test_auto_tries_another_backend_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(BACKENDS, "two_pass", broken)
+    model = build_model()
+    policy = Policy(model, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy(make_slices(model), 1.0)
+    assert policy.shares_prefixes
 
 
 def test_running_out_of_memory_is_not_taken_for_a_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
