@@ -5,5 +5,6 @@ from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.reward_logger import RewardLogger
 from observe_r1.callbacks.run_summary import RunSummary
+from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 
-__all__ = ["CompletionWriter", "DryRun", "HFExport", "RewardLogger", "RunSummary"]
+__all__ = ["CompletionWriter", "DryRun", "HFExport", "RewardLogger", "RunSummary", "VLLMWeightSync"]

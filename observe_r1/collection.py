@@ -89,7 +89,7 @@ class RolloutCollector:
         policy: The model that is trained.
         reference: The frozen model of the KL term; None when there is none, or when it is the policy without adapters.
         needs_reference: There is a KL term.
-        decode_with: The tokenizer, for the engine.
+        decode_with: The processor of the prompts, for the engine.
     """
 
     def __init__(

@@ -173,7 +173,7 @@ class ObserveR1(L.LightningModule):
             self.policy,
             self.reference,
             self.kl.coefficient > 0,
-            self.encoder.tokenizer,
+            self.encoder.processor,
             self.engine,
             self.rewards,
             self.sampling,

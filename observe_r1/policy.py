@@ -217,6 +217,39 @@ class Policy(nn.Module):
         with self.model.disable_adapter():
             yield
 
+    @property
+    def end_token_ids(self) -> Tensor:
+        """[E] ids that finish a completion."""
+        end = self.transformer.generation_config.eos_token_id
+        if end is None:
+            end = self.transformer.config.get_text_config().eos_token_id
+        return torch.tensor([end] if isinstance(end, int) else list(end or []), dtype=torch.long)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight once, as `save_pretrained` would name and write it; tied weights under one of their names.
+
+        Adapters are merged into a copy of one weight at a time, the model stays as it is. What comes without adapters
+        is the weight itself, not a copy.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        model = self.transformer
+        adapted = {
+            id(layer.base_layer.weight): layer for layer in model.modules() if hasattr(layer, "get_delta_weight")
+        }
+        weights = {
+            name.replace(".base_layer.", "."): weight
+            for name, weight in model.named_parameters()
+            if ".lora_" not in name
+        }
+        for name, weight in revert_weight_conversion(model, weights).items():
+            merged = weight.detach()
+            if id(weight) in adapted:
+                layer = adapted[id(weight)]
+                for adapter in layer.active_adapters:
+                    merged = merged + layer.get_delta_weight(adapter).detach().to(merged.dtype)
+            yield name, merged
+
     def fingerprint(self) -> dict[str, Any]:
         """What tells one architecture from another, for checkpoints of the wrong model."""
         text = self.model.config.get_text_config()

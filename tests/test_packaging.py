@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -48,7 +49,7 @@ def test_the_wheel_holds_nothing_else(wheel: list[str]) -> None:
 def test_packages_are_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent for top in (*SOURCES, "configs") for file in (ROOT / top).rglob("*.py")}
-    folders |= {ROOT / "configs/ablations", ROOT / "observe_r1/quickstart/policy"}
+    folders |= {ROOT / "configs/ablations", ROOT / "configs/rollout", ROOT / "observe_r1/quickstart/policy"}
     assert sorted(settings["packages"]) == sorted(installed_name(folder).replace("/", ".") for folder in folders)
 
 
@@ -64,6 +65,30 @@ def test_torchvision_imports_beside_this_torch(first: str) -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stderr
     assert "SourceFileLoader" in output.stdout
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "torchcodec"])
+def test_a_wheel_that_cannot_load_its_library_fails_when_it_is_used(name: str, tmp_path: Path) -> None:
+    """In a child process that imports nothing of ours, too; the sitecustomize of the environment still runs."""
+    for package, text in ((name, "raise OSError('libcudart.so.13: cannot open')"), ("other", "")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(text)
+    (tmp_path / name / "part.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.own = True")
+    code = (
+        f"import sys, {name}\ntry:\n    import {name}.part\nexcept ModuleNotFoundError:\n    print(sys.own)\n"
+        f"print(hasattr({name}, 'load'))\n{name}.load"
+    )
+    path = os.pathsep.join([str(ROOT / "observe_r1/child_process"), str(tmp_path)])
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.stdout.split() == ["True", "False"]
+    assert "built for another torch than the one installed: libcudart.so.13: cannot open" in output.stderr
 
 
 def test_the_module_and_the_script_are_the_same_command() -> None:

@@ -2,5 +2,6 @@
 
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.hf import HFRollout
+from observe_r1.rollout.vllm_local import VLLMLocalRollout
 
-__all__ = ["HFRollout", "RolloutEngine", "SamplingOptions"]
+__all__ = ["HFRollout", "RolloutEngine", "SamplingOptions", "VLLMLocalRollout"]

@@ -56,8 +56,13 @@ class RolloutEngine(ABC):
     is_trainer: bool = False
     """The sampler is the model being trained, so its log-probs need no importance correction and no weight sync."""
 
-    def setup(self, policy: Policy, tokenizer: Any) -> None:  # noqa: B027 - engines that need nothing need not say so
-        """Called once before the first rollout, with the policy on its device and the tokenizer that decodes."""
+    def setup(self, policy: Policy, processor: Any) -> None:  # noqa: B027 - engines that need nothing need not say so
+        """Called once before the first rollout.
+
+        Args:
+            policy: On its device, with the weights that completions are sampled from until `update_weights`.
+            processor: What prompts were encoded with; it decodes completions and knows the pixel limits of images.
+        """
 
     @abstractmethod
     def generate(

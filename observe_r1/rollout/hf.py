@@ -36,10 +36,10 @@ class HFRollout(RolloutEngine):
         self.sequences_per_batch = sequences_per_batch
         self.prompt_tokens_per_batch = prompt_tokens_per_batch
         self._policy: Policy | None = None
-        self._tokenizer: Any = None
+        self._processor: Any = None
 
-    def setup(self, policy: Policy, tokenizer: Any) -> None:
-        self._policy, self._tokenizer = policy, tokenizer
+    def setup(self, policy: Policy, processor: Any) -> None:
+        self._policy, self._processor = policy, processor
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
@@ -47,7 +47,7 @@ class HFRollout(RolloutEngine):
         policy = self._policy
         if policy is None:
             raise RuntimeError("HFRollout.setup has not been called: the engine has no policy yet.")
-        end = _end_token_ids(policy.transformer)
+        end = policy.end_token_ids
         generator = torch.Generator().manual_seed(seed)
         size = sampling.group_size
         groups: list[list[Completion]] = []
@@ -78,7 +78,7 @@ class HFRollout(RolloutEngine):
         ends = torch.isin(tokens, end).nonzero()
         length = int(ends[0]) + 1 if len(ends) else len(tokens)
         tokens = tokens[:length].clone()
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._processor.decode(tokens, skip_special_tokens=True)
         return Completion(tokens, logprobs[:length].clone(), text, truncated=not len(ends))
 
 
@@ -86,13 +86,6 @@ def _draw_noise(prompts: int, sampling: SamplingOptions, generator: torch.Genera
     """[prompts x group_size, max_new_tokens] float64 of [0, 1), drawn prompt by prompt whatever the batch."""
     shape = (sampling.group_size, sampling.max_new_tokens)
     return torch.cat([torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(prompts)])
-
-
-def _end_token_ids(model: Any) -> Tensor:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = model.config.get_text_config().eos_token_id
-    return torch.tensor([end] if isinstance(end, int) else list(end or []), dtype=torch.long)
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""Parity gate: does the sampler give the trainer's log-probs for its own tokens?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from observe_r1.experience import Experience
+from observe_r1.micro_batches import assemble_step
+from observe_r1.module import ObserveR1
+from observe_r1.objective import kl_estimate
+
+
+@dataclass(frozen=True)
+class ParityGate:
+    """Limits on the mean distance |log π_sampler − log π_trainer| of a token.
+
+    Args:
+        warn_above: A warning; 0.02 is above what bf16 on both sides gives.
+        error_above: An error, which ends the training.
+    """
+
+    warn_above: float
+    error_above: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warn_above <= self.error_above:
+            raise ValueError(
+                f"VLLMWeightSync: warn_above is {self.warn_above} and error_above {self.error_above}: use "
+                "0 ≤ warn_above ≤ error_above."
+            )
+
+    def check(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> dict[str, float]:
+        """Figures of the rollout's first micro-batch, by logging name, before anything is trained on it.
+
+        `parity/kl` is the k3 estimate of KL(sampler ‖ trainer) in nats per token.
+
+        Raises:
+            RuntimeError: The mean exceeds `error_above`.
+        """
+        batch = assemble_step(experience.groups, experience.steps[0], 0).to(module.device)
+        expected = batch.old_logprobs  # of these weights, where there are several steps to a rollout
+        if expected is None or batch.is_filler:  # fillers have no log-probs stored
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                expected = module.policy(batch.slices, module.sampling.temperature).logprobs
+        distance = (batch.sampler_logprobs - expected).abs()
+        figures = {
+            "parity/mean": float(distance.mean()),
+            "parity/max": float(distance.max()),
+            "parity/kl": float(kl_estimate(batch.sampler_logprobs, expected, "k3").mean()),
+        }
+        # the comparison is turned so that nan is an error
+        if not figures["parity/mean"] <= self.warn_above:
+            text = (
+                f"The log-probs of {type(module.engine).__name__} differ from the trainer's on the same tokens: mean "
+                f"{figures['parity/mean']:.2g}, largest {figures['parity/max']:.2g}, KL {figures['parity/kl']:.2g} "
+                f"(step {trainer.global_step})."
+            )
+            if not figures["parity/mean"] <= self.error_above:
+                raise RuntimeError(
+                    f"{text} The error limit is {self.error_above}. Likely causes: rollout.dtype is coarser than the "
+                    "trainer's precision, rollout.engine_arguments quantises or changes the image processing, or a "
+                    "weight was not taken over. Set rollout.dtype: float32 to tell them apart; if the distance is "
+                    "meant, raise VLLMWeightSync's error_above and keep importance.correction on."
+                )
+            rank_zero_warn(f"{text} The warning limit is {self.warn_above}.")
+        return figures

