@@ -17,9 +17,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from paired import StepClock
 from PIL import Image
 from random_models import medium_model
+from step_clock import StepClock
 from torch import Tensor
 
 from observe_r1.advantages import AdvantageOptions

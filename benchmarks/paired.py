@@ -11,10 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -111,38 +108,3 @@ def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-class StepClock:
-    """Wall seconds of steps, each from the end of the one before to its own end, and of their parts."""
-
-    def __init__(self) -> None:
-        self.seconds: list[dict[str, float]] = []
-        self._parts: Counter[str] = Counter()
-        self._train_started = 0.0
-        self.start_run()
-
-    def start_run(self) -> None:
-        self._ended, self._cpu = time.perf_counter(), time.process_time()
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.add(part, time.perf_counter() - started)
-
-    def add(self, part: str, seconds: float) -> None:
-        self._parts[part] += seconds
-
-    def start_training(self) -> None:
-        """The rollout is complete: what follows is forward, backward and optimizer."""
-        self._train_started = time.perf_counter()
-
-    def end_step(self) -> None:
-        now, cpu = time.perf_counter(), time.process_time()
-        parts = dict(self._parts) | {"train": now - self._train_started}
-        step = now - self._ended
-        other = step - sum(parts.values())  # image processing, rewards and the loader
-        self.seconds.append({"step": step, **parts, "other": other, "step_cpu": cpu - self._cpu})
-        self._parts.clear()
-        self._ended, self._cpu = now, cpu

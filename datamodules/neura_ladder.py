@@ -94,8 +94,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         dataset, cost = self._dataset(self.ladder), self._module.policy.token_cost()
 
         def prompt_cost(prompt: EncodedPrompt) -> tuple[float, int]:
-            patches = [] if prompt.vision is None else prompt.vision.image_grid_thw.prod(-1).tolist()
-            return cost.prompt(prompt.token_ids.numel(), patches), prompt.token_ids.numel()
+            tokens = prompt.token_ids.numel()
+            return cost.prompt(tokens, prompt.tower_patches), tokens
 
         encoded = EncodedDataset(dataset, self._module.encoder)
         samples = (encoded[position] for position in positions_to_inspect(dataset.stored_bytes, inspected))

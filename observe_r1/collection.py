@@ -89,7 +89,7 @@ class RolloutCollector:
         policy: The model that is trained.
         reference: The frozen model of the KL term; None when there is none, or when it is the policy without adapters.
         needs_reference: There is a KL term.
-        decode_with: The processor of the prompts, for the engine.
+        processor: Of the prompts, for the engine.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RolloutCollector:
         policy: Policy,
         reference: Policy | None,
         needs_reference: bool,
-        decode_with: object,
+        processor: object,
         engine: RolloutEngine,
         rewards: RewardCombination,
         sampling: SamplingOptions,
@@ -120,7 +120,7 @@ class RolloutCollector:
         self.clock = clock
         self._tokens_trained = 0.0
         rewards.setup()
-        engine.setup(policy, decode_with)
+        engine.setup(policy, processor)
 
     def collect(self, source: PromptSource, count: int, micro_batches: int, ranks: Ranks) -> Experience | None:
         """A rollout over the next `count` samples, ready to be trained on; None when the ladder has no more.

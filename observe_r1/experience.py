@@ -73,6 +73,14 @@ class EncodedPrompt:
     mm_token_type_ids: Tensor  # [P] long, 0 text, 1 image, 2 video
     vision: VisionInputs | None = None
 
+    @property
+    def tower_patches(self) -> list[int]:
+        """Patches of each image that the vision tower has to see; none where its output is kept."""
+        if self.vision is None or self.vision.features is not None:
+            return []
+        patches: list[int] = self.vision.image_grid_thw.prod(-1).tolist()
+        return patches
+
 
 @dataclass(frozen=True)
 class Completion:

@@ -78,10 +78,8 @@ def _share_out(groups: Sequence[PromptGroup], steps: int) -> list[list[Item]]:
 
 
 def _group_cost(group: PromptGroup, cost: TokenCost) -> GroupCost:
-    vision = group.prompt.vision
-    # where the features of the images are kept, the tower does not run
-    patches = [] if vision is None or vision.features is not None else vision.image_grid_thw.prod(-1).tolist()
-    return cost.group(group.prompt.token_ids.numel(), patches, [len(completion) for completion in group.completions])
+    prompt, lengths = group.prompt, [len(completion) for completion in group.completions]
+    return cost.group(prompt.token_ids.numel(), prompt.tower_patches, lengths)
 
 
 def _deal(costs: Sequence[GroupCost], items: Sequence[Item], parts: int) -> list[Assignment]:

@@ -20,7 +20,9 @@ from observe_r1.experience import EncodedPrompt, GroupSlice
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
-from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs, uses_prefix_attention
+from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
+from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs
+from observe_r1.text_attention import set_text_attention, text_attention
 from observe_r1.token_cost import TokenCost
 
 VISION_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -87,14 +89,12 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.shares_prefixes = shares_prefixes
         self.prefix_attention = prefix_attention
-        self._backend: str | None = None  # of the packed forward; None: not checked yet
-        self._is_checked = not shares_prefixes
+        self._backend: str | None = None  # of the packed forward; None: not compared with the plain one yet
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
         self.forbidden_token_ids: tuple[int, ...] = tuple(sorted({i for i in found if i is not None}))
-        self._plain_attention = str(model.config.get_text_config()._attn_implementation)
         if shares_prefixes:
-            uses_prefix_attention(self.transformer, True)
+            self._plain_attention = set_text_attention(self.transformer, PREFIX_ATTENTION)
 
     @property
     def device(self) -> torch.device:
@@ -117,8 +117,11 @@ class Policy(nn.Module):
     @property
     def trains_vision(self) -> bool:
         """Some weight of the vision tower is trained, so the features of an image change with every step."""
+        return any(parameter.requires_grad for parameter in self._vision_weights())
+
+    def _vision_weights(self) -> Iterator[nn.Parameter]:
         tower = getattr(self.transformer.model, "visual", None)
-        return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+        return iter(()) if tower is None else tower.parameters()
 
     def encode_images(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """The prompts with their image features, where the tower is frozen: later forwards then leave it out."""
@@ -141,9 +144,13 @@ class Policy(nn.Module):
             self.chunk_tokens,
             with_entropy,
         )
-        if not self._is_checked:
+        if not self.is_checked:
             self._check(slices, head)
-        output = self._packed(slices, head) if self.shares_prefixes else self._padded(slices, head)
+        if self.shares_prefixes:
+            assert self._backend is not None, "the check has chosen one"
+            output = self._packed(slices, head, self._backend)
+        else:
+            output = self._padded(slices, head)
         if torch.is_grad_enabled() and all(part.prompt.vision is None for part in slices):
             output.logprobs = output.logprobs + self._untouched_vision()
         return output
@@ -151,19 +158,21 @@ class Policy(nn.Module):
     @contextmanager
     def check_put_off(self) -> Iterator[None]:
         """Leaves the self-check to a later forward: made-up completions would be a poor sample for it."""
-        was_checked, self._is_checked = self._is_checked, True
+        was_checked = self.is_checked
+        if not was_checked:
+            self._backend = choose_backend(self.prefix_attention, self.device, self._dtype())
         try:
             yield
         finally:
-            self._is_checked = was_checked
+            if not was_checked:
+                self._backend = None
 
     @property
     def is_checked(self) -> bool:
         """The shared-prefix forward has been compared with the plain one, or is not used."""
-        return self._is_checked
+        return self._backend is not None or not self.shares_prefixes
 
-    def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
-        backend = self._backend or choose_backend(self.prefix_attention, self.device, self._dtype())
+    def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead, backend: str) -> TokenLogprobs:
         return shared_prefix_logprobs(self.transformer.model, head, slices, backend)
 
     def _dtype(self) -> torch.dtype:
@@ -180,35 +189,32 @@ class Policy(nn.Module):
         """Compares both forwards on the first groups that come, and gives up sharing where they differ."""
 
         def plain(sample: Sequence[GroupSlice]) -> TokenLogprobs:
-            uses_prefix_attention(self.transformer, False, self._plain_attention)
-            try:
+            with text_attention(self.transformer, self._plain_attention):
                 return self._padded(sample, head)
-            finally:
-                uses_prefix_attention(self.transformer, True)
 
-        reason = None
         chosen = choose_backend(self.prefix_attention, self.device, self._dtype())
         for backend in dict.fromkeys([chosen, *(["sdpa"] if self.prefix_attention == "auto" else [])]):
-            self._backend = backend
-            reason = disagreement(lambda sample: self._packed(sample, head), plain, slices, self._dtype())
+
+            def packed(sample: Sequence[GroupSlice], backend: str = backend) -> TokenLogprobs:
+                return self._packed(sample, head, backend)
+
+            reason = disagreement(packed, plain, slices, self._dtype())
             if reason is None:
-                break
-        self._is_checked = True
-        if reason is not None:
-            self.shares_prefixes = False
-            uses_prefix_attention(self.transformer, False, self._plain_attention)
-            warnings.warn(
-                f"The shared-prefix forward does not fit {type(self.transformer).__name__}: with attention "
-                f"{self._backend} {reason}. Training goes on with the padded forward, which gives the same gradients "
-                "and takes several times as long and as much memory (a larger trainer.accumulate_grad_batches makes "
-                "smaller micro-batches). Set policy.forward: padded to skip this check.",
-                stacklevel=2,
-            )
+                self._backend = backend
+                return
+        self.shares_prefixes = False
+        set_text_attention(self.transformer, self._plain_attention)
+        warnings.warn(
+            f"The shared-prefix forward does not fit {type(self.transformer).__name__}: with attention {backend} "
+            f"{reason}. Training goes on with the padded forward, which gives the same gradients and takes several "
+            "times as long and as much memory (a larger trainer.accumulate_grad_batches makes smaller micro-batches). "
+            "Set policy.forward: padded to skip this check.",
+            stacklevel=2,
+        )
 
     def _untouched_vision(self) -> Tensor:
         """Zero, with a gradient of zero for the vision tower: DDP waits for every parameter that it knows."""
-        tower = getattr(self.transformer.model, "visual", None)
-        trainable = [p for p in tower.parameters() if p.requires_grad] if tower is not None else []
+        trainable = (parameter for parameter in self._vision_weights() if parameter.requires_grad)
         return sum((p.sum() * 0.0 for p in trainable), torch.zeros((), device=self.device))
 
     @contextmanager

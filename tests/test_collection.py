@@ -83,7 +83,7 @@ def collector_of(policy: Policy, engine: RolloutEngine, **changes: Any) -> Rollo
     arguments: dict[str, Any] = {
         "reference": None,
         "needs_reference": False,
-        "decode_with": None,
+        "processor": None,
         "engine": engine,
         "rewards": RewardCombination([FormatReward(0.5), AccuracyReward()]),
         "sampling": SamplingOptions(group_size=4, max_new_tokens=32),

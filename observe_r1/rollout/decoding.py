@@ -6,8 +6,7 @@ share K heads of keys and values, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from observe_r1.logprobs import sampling_logprobs
 from observe_r1.model_inputs import prompt_positions, vision_arguments
 from observe_r1.policy import Policy
 from observe_r1.rollout.base import SamplingOptions
+from observe_r1.text_attention import text_attention
 
 ATTENTION = "observe_r1_shared_prompts"
 """Under which transformers finds the attention of a decode step."""
@@ -62,7 +62,7 @@ def decode_groups(
     decoder = GroupDecoder(policy.transformer, prefilled, sampling.group_size)
     logits = prefilled.logits.repeat_interleave(sampling.group_size, dim=0)
     step = 0
-    with attention_to_shared_prompts(policy.transformer):
+    with text_attention(policy.transformer, ATTENTION):  # as `GroupDecoder.step` needs it, and only there
         while True:
             distribution = sampling_logprobs(logits, forbidden, temperature)
             chosen = choose(distribution, None if noise is None else noise[live, step], sampling.top_p)
@@ -181,19 +181,6 @@ class GroupDecoder:
 def _as_arguments(positions: Tensor) -> Tensor:
     """Positions [rows, N, P] in the shape that the model takes: models without M-RoPE know no rows."""
     return positions if len(positions) > 1 else positions[0]
-
-
-@contextmanager
-def attention_to_shared_prompts(transformer: Any) -> Iterator[None]:
-    """How the text part of the model has to attend in `GroupDecoder.step`, and only there."""
-    text = transformer.config.get_text_config()
-    part = next((name for name in transformer.config.sub_configs if getattr(transformer.config, name) is text), "")
-    before = text._attn_implementation
-    transformer.set_attn_implementation({part: ATTENTION})
-    try:
-        yield
-    finally:
-        transformer.set_attn_implementation({part: before})
 
 
 class CompletionLayer(DynamicLayer):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from typing import Any
@@ -75,58 +76,33 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scal
 
     # torch 2.11 takes grouped heads without being told
     grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-
-    def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
-        output = varlen_attn(
-            query,
-            key,
-            value,
-            index.query_starts,
-            index.key_starts,
-            index.longest_query,
-            index.longest_key,
-            window_size=(-1, 0),  # causal, aligned to the end of the keys
-            scale=scale,
-            **grouped,
-        )
-        assert isinstance(output, Tensor)
-        return output
-
-    return _one_call(call, query, key, value, row)
+    causal = (-1, 0)  # aligned to the end of the keys
+    return _one_call(partial(varlen_attn, window_size=causal, scale=scale, **grouped), query, key, value, row)
 
 
 def flash_attn(query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention, scale: float) -> Tensor:
     """CUDA in half precision, with the flash-attn package: the same call, its kernels."""
     from flash_attn import flash_attn_varlen_func
 
-    def call(query: Tensor, key: Tensor, value: Tensor, index: VarlenIndex) -> Tensor:
-        output: Tensor = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            index.query_starts,
-            index.key_starts,
-            index.longest_query,
-            index.longest_key,
-            softmax_scale=scale,
-            causal=True,  # since flash-attn 2.1 aligned to the end of the keys
-        )
-        return output
-
-    return _one_call(call, query, key, value, row)
+    # causal: since flash-attn 2.1 aligned to the end of the keys
+    return _one_call(partial(flash_attn_varlen_func, softmax_scale=scale, causal=True), query, key, value, row)
 
 
-def _one_call(
-    call: Callable[[Tensor, Tensor, Tensor, VarlenIndex], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row: PrefixAttention,
-) -> Tensor:
+def _one_call(kernel: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, row: PrefixAttention) -> Tensor:
+    """A variable-length kernel over the whole row; all of them begin with the same seven arguments."""
     index = row.varlen(query.device)
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [L, heads, D]
     key, value = (_Gather.apply(states, index.keys) for states in (key, value))  # type: ignore[no-untyped-call]
-    return call(query.contiguous(), key, value, index).transpose(0, 1)[None]
+    output: Tensor = kernel(
+        query.contiguous(),
+        key,
+        value,
+        index.query_starts,
+        index.key_starts,
+        index.longest_query,
+        index.longest_key,
+    )
+    return output.transpose(0, 1)[None]
 
 
 class _Gather(torch.autograd.Function):
@@ -225,9 +201,3 @@ def prefix_attention(
 AttentionInterface.register(NAME, prefix_attention)
 # without its own mask function transformers drops the padding mask of ordinary batches
 AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def uses_prefix_attention(model: Any, used: bool, otherwise: str = "sdpa") -> None:
-    """Switches the text part of a model to this attention, or back to attention `otherwise`; vision is left alone."""
-    name = NAME if used else otherwise
-    model.set_attn_implementation({"text_config": name} if "text_config" in model.config.sub_configs else name)

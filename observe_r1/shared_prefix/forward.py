@@ -22,7 +22,7 @@ def shared_prefix_logprobs(
     Equal to the forward that repeats the prompt for every completion, gradients too, up to rounding.
 
     Args:
-        backbone: The model without its head, switched to this attention by `uses_prefix_attention`.
+        backbone: The model without its head, its text attention set to `shared_prefix.NAME`.
         backend: Name of an attention backend.
     """
     row = pack(slices, [prompt_positions(backbone, part.prompt) for part in slices])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class RowLayout:
     length: int  # L
     groups: tuple[GroupSpan, ...]
 
-    @cached_property
+    @property
     def varlen(self) -> VarlenIndex:
         """Every prompt and completion as a sequence of queries; a completion's keys are its prompt's and its own.
 

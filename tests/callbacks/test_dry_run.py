@@ -54,7 +54,7 @@ class Recorder(L.Callback):
         ]
         modes = [part.training for part in module.modules()]
         gradients = [parameter.grad is None for parameter in module.parameters()]
-        return [tensors, random.getstate(), modes, gradients, vars(module.policy)["_is_checked"]]
+        return [tensors, random.getstate(), modes, gradients, module.policy.is_checked]
 
 
 def fit(

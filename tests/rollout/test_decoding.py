@@ -289,36 +289,23 @@ def test_impossible_tokens_are_never_chosen(u: float) -> None:
 
 
 def test_models_with_one_row_of_positions() -> None:
-    config = Qwen2Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
     torch.manual_seed(0)
-    policy = Policy(Qwen2ForCausalLM(config), pad_token_id=0).eval()
+    policy = text_policy(num_key_value_heads=2, initializer_range=0.2).eval()
     prompts = text_prompts(4, 9, 6)
     for sampling in (GREEDY, SAMPLED):
         assert decode(policy, prompts, sampling) == generate(policy, prompts, sampling)
 
 
 def test_sliding_windows_are_refused() -> None:
-    config = Qwen2Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-    )
-    policy = Policy(Qwen2ForCausalLM(config), pad_token_id=0)
+    policy = text_policy(use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="use_sliding_window"):
         decode(policy, text_prompts(4), GREEDY)
+
+
+def text_policy(**options: Any) -> Policy:
+    """A model without a vision part."""
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return Policy(Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=4, **options)), pad_token_id=0)
 
 
 def text_prompts(*lengths: int) -> list[EncodedPrompt]:

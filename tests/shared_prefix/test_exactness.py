@@ -16,8 +16,9 @@ from torch import Tensor
 
 from observe_r1.experience import GroupSlice
 from observe_r1.policy import Policy
-from observe_r1.shared_prefix import uses_prefix_attention
+from observe_r1.shared_prefix import NAME
 from observe_r1.shared_prefix.two_pass import two_pass_runs
+from observe_r1.text_attention import set_text_attention
 
 from .conftest import lifted_casts, naive_logprobs
 
@@ -100,14 +101,14 @@ def test_equal_to_the_repeated_forward(
     generator = torch.Generator().manual_seed(seed)
     slices = [random_group(model, text, grids, lengths, generator) for text, grids, lengths in shapes]
     policy = Policy(model, 0, chunk_tokens)
-    policy._backend, policy._is_checked = backend, True  # check and choice are tested elsewhere
+    policy._backend = backend  # check and choice are tested elsewhere
     weight = torch.randn(sum(len(c) for part in slices for c in part.completions), generator=generator).to(dtype)
     with lifted_casts():
-        uses_prefix_attention(model, False)
+        set_text_attention(model, "sdpa")
         expected, expected_entropy = naive_logprobs(model, slices, temperature, policy.forbidden_token_ids)
         (expected * weight).mean().backward()
         expected_gradients = gradients(model)
-        uses_prefix_attention(model, True)
+        set_text_attention(model, NAME)
         with checkpointed(model, checkpointing):
             output = policy(slices, temperature, with_entropy=True)
             (output.logprobs * weight).mean().backward()
@@ -158,7 +159,7 @@ def test_partly_trained_policies(family: str, trained: str) -> None:
     found.mean().backward()
     found_gradients = gradients(policy)
     assert policy.shares_prefixes
-    uses_prefix_attention(policy.transformer, False)
+    set_text_attention(policy.transformer, "sdpa")
     expected, _ = naive_logprobs(policy.transformer, slices, 0.9, policy.forbidden_token_ids)
     expected.mean().backward()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -125,7 +125,7 @@ def test_under_autocast_it_is_as_close_to_float32_as_the_plain_forward(backend: 
     model = build_model()
     slices = make_slices(model)
     policy, padded = Policy(model, 0, prefix_attention="auto"), Policy(model, 0, shares_prefixes=False)
-    policy._backend, policy._is_checked = backend, True
+    policy._backend = backend
 
     def run(forward: Policy) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
