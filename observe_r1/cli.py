@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 OWN_COMMANDS = ("ladder",)
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
-    "data (see `observe-r1 ladder --help`); the subcommands below train and evaluate."
+    "data (see `observe-r1 ladder --help`), `observe-r1 serve` starts a vLLM server for a training (see "
+    "`observe-r1 serve --help`); the subcommands below train and evaluate."
 )
 
 
@@ -23,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # class_path finds a reward or callback in a file where the command is started, or beside a config
     configs = [argument.rpartition("=")[2] for argument in sys.argv if argument.endswith(".yaml")]
     sys.path += dict.fromkeys([os.getcwd(), *(str(Path(config).resolve().parent) for config in configs)])
-    if sys.argv[1:] and sys.argv[1] in OWN_COMMANDS:
+    if sys.argv[1:2] == ["serve"]:
+        run_serve(sys.argv[2:])
+    elif sys.argv[1:] and sys.argv[1] in OWN_COMMANDS:
         run_own_command(sys.argv[1], sys.argv[2:])
     else:
         run_lightning_command()
@@ -42,35 +46,69 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
         sys.exit(f"observe-r1 {name}: {error}")
 
 
+def run_serve(arguments: Sequence[str]) -> None:
+    """`observe-r1 serve --config ...`: the configs of a training, and how its vLLM server is started."""
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from observe_r1.rollout.serving import ServeOptions
+    from observe_r1.serve import serve
+
+    class ServeCLI(_cli_class()):  # type: ignore[misc]
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            super().add_arguments_to_parser(parser)
+            parser.add_class_arguments(ServeOptions, "serve")
+            parser.add_argument("--print_command", action="store_true", help="Print the command, do not start it.")
+
+        def instantiate_trainer(self, **_: Any) -> None:
+            """A server trains nothing."""
+
+    cli = _run_cli(ServeCLI, run=False, args=list(arguments))
+    try:
+        serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
+    except ValueError as error:
+        sys.exit(f"observe-r1 serve: {error}")
+
+
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
-    # of no use to a user: Lightning's advertisements, its own call of a deprecated torch function, and that the
-    # reference model does not train
+    from observe_r1.checkpoint import check_requested
+
+    _quieten()
+    check_requested(sys.argv)
+    _run_cli(_cli_class())
+
+
+def _quieten() -> None:
+    """Of no use to a user: advertisements, Lightning's use of what torch deprecates, that the reference is frozen."""
     notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     notes.addFilter(lambda record: "Tip:" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
+
+def _cli_class() -> Any:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-    from observe_r1.checkpoint import check_requested
-    from observe_r1.datamodules import NeuraLadderDataModule
-    from observe_r1.module import ObserveR1
-
-    check_requested(sys.argv)
 
     class ObserveR1CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for target in ("model.seed", "data.init_args.seed"):
                 parser.link_arguments("seed_everything", target, compute_fn=int)
 
-    ObserveR1CLI(
+    return ObserveR1CLI
+
+
+def _run_cli(cli: Any, **options: Any) -> Any:
+    from observe_r1.datamodules import NeuraLadderDataModule
+    from observe_r1.module import ObserveR1
+
+    return cli(
         ObserveR1,
         NeuraLadderDataModule,
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"description": DESCRIPTION},
+        **options,
     )
 
 

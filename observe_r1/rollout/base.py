@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,9 @@ class RolloutEngine(ABC):
     is_trainer: bool = False
     """The sampler is the model being trained, so its log-probs need no importance correction and no weight sync."""
 
+    async_steps: int = 0
+    """Rollouts that are sampled ahead, while earlier ones are trained on: 0 or 1."""
+
     def setup(self, policy: Policy, processor: Any) -> None:  # noqa: B027 - engines that need nothing need not say so
         """Called once before the first rollout.
 
@@ -72,6 +76,14 @@ class RolloutEngine(ABC):
 
         Equal arguments and weights give equal completions.
         """
+
+    def begin(
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
+    ) -> Future[list[list[Completion]]]:
+        """Has completions sampled while the caller goes on, if the engine can; with the weights it has now."""
+        sampled: Future[list[list[Completion]]] = Future()
+        sampled.set_result(self.generate(prompts, sampling, seed))
+        return sampled
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:  # noqa: B027
         """Takes the policy's weights under their Hugging Face names; `version` counts optimizer steps."""

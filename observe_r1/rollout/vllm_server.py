@@ -1,0 +1,326 @@
+"""Rollouts on vLLM servers: any number of them, for any number of training ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+from PIL import Image
+from torch import Tensor
+
+from observe_r1.experience import Completion, EncodedPrompt
+from observe_r1.policy import Policy
+from observe_r1.rollout import ranks
+from observe_r1.rollout.base import RolloutEngine, SamplingOptions
+from observe_r1.rollout.spreading import Patience, Spread
+from observe_r1.rollout.vllm_client import VLLMServer
+from observe_r1.rollout.vllm_requests import (
+    TakenOver,
+    as_group,
+    check_lengths,
+    check_prompt,
+    check_sampling,
+    read_completion,
+    sampling_parameters,
+    unexpanded_token_ids,
+)
+from observe_r1.rollout.weight_transfer import FileTransfer, NCCLTransfer, WeightTransfer
+
+KEY_VARIABLE = "OBSERVE_R1_SERVER_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Result = TypeVar("Result")
+
+
+class VLLMServerRollout(RolloutEngine):
+    """Samples on vLLM servers that `observe-r1 serve` started; needs the callback `VLLMWeightSync`.
+
+    Prompts are spread over the servers. When a server fails, its prompts go to the others; it is used again when it is
+    back, after it was given the weights it missed. Each answer names the weights it was sampled with, so that old or
+    mixed ones are an error and never trained on. A server that asks for a key finds it in the environment variable
+    OBSERVE_R1_SERVER_KEY of the trainer.
+
+    Args:
+        servers: Addresses, as http://host:port.
+        async_steps: 0 samples each rollout from the newest weights. 1 samples the next rollout while this one is
+            trained on: the weights are then those from before it, which the importance correction makes up for.
+        transfer: How servers get new weights. `files`: safetensors in a directory they share with the trainer;
+            `nccl`: from GPU to GPU, by vLLM's own transfer engine (vLLM has to be installed for the trainer too).
+        weight_directory: Of `files`; null: among the temporary files, where trainer and servers are one machine.
+        requests_per_server: Prompts that one server works on at the same time.
+        start_seconds: Within which all servers have to answer before the first rollout.
+        request_seconds: For the completions of one prompt.
+        recovery_seconds: For a server that fails in a rollout to come back.
+        attempts: For one prompt, over all servers.
+    """
+
+    def __init__(
+        self,
+        servers: list[str],
+        async_steps: Literal[0, 1] = 0,
+        transfer: Literal["files", "nccl"] = "files",
+        weight_directory: str | None = None,
+        requests_per_server: int = 64,
+        start_seconds: float = 600.0,
+        request_seconds: float = 1800.0,
+        recovery_seconds: float = 60.0,
+        attempts: int = 4,
+    ) -> None:
+        self.urls = [url.rstrip("/") for url in servers]
+        hosts = [_checked_host(url) for url in self.urls]
+        if not servers or len(set(self.urls)) < len(servers):
+            raise ValueError(f"rollout.servers is {servers}: give at least one address, and each only once.")
+        if async_steps not in (0, 1):
+            raise ValueError(f"rollout.async_steps is {async_steps}: use 0 (on-policy) or 1 (one rollout ahead).")
+        if requests_per_server < 1 or attempts < 1:
+            raise ValueError(
+                f"rollout.requests_per_server is {requests_per_server} and rollout.attempts {attempts}: use 1 or more."
+            )
+        if transfer == "files" and weight_directory is None and not set(hosts) <= set(LOOPBACK):
+            raise ValueError(
+                f"rollout.servers has hosts beside this one ({', '.join(hosts)}): set rollout.weight_directory to a "
+                "directory that all of them see under the same path, or rollout.transfer to nccl."
+            )
+        self.async_steps = async_steps
+        self.transfer = transfer
+        self.weight_directory = weight_directory
+        self.requests_per_server = requests_per_server
+        self.start_seconds = start_seconds
+        self.patience = Patience(request_seconds, recovery_seconds, attempts)
+        self.version: int | None = None  # of the weights on the servers; None: none, or a transfer broke off
+        self._label = ""  # the same, as the servers know it
+        self._policy: Policy | None = None
+        self._processor: Any = None
+        self._taken_over: TakenOver | None = None
+        self._transfer: WeightTransfer | None = None
+        self._limit = 0  # tokens of a prompt with its completion
+        self._run = 0  # number of this run, so that no label of an earlier one is taken for one of this
+        self._background: ThreadPoolExecutor | None = None
+        self._begun: Future[Any] | None = None  # the last rollout that was sampled ahead
+
+    # ---- start ------------------------------------------------------------------------------------------------------
+
+    def setup(self, policy: Policy, processor: Any) -> None:
+        """Waits for the servers and gives them the weights of the policy.
+
+        Raises:
+            RuntimeError: A server does not answer in time.
+            ValueError: A server was started with settings that do not fit the trainer's.
+        """
+        self._policy, self._processor = policy, processor
+        self._run = ranks.from_first_rank(random.SystemRandom().getrandbits(40), policy.device)
+        states = self._on_all_ranks(lambda: asyncio.run(self._with_servers(self._wait_for_all)))
+        for url, state in zip(self.urls, states, strict=True):
+            _check_state(url, state, policy, processor)
+        self._limit = min(state["max_model_len"] for state in states)
+        self._transfer = self._new_transfer(policy)
+        self._background = ThreadPoolExecutor(1, "rollout-ahead")
+        self.update_weights(policy.named_weights(), version=0)
+
+    def _new_transfer(self, policy: Policy) -> WeightTransfer:
+        timeout = self.patience.request_seconds
+        if self.transfer == "files":
+            # only rank 0 sends, and a place that belongs to the run is cleared by whoever opens it
+            return FileTransfer(self.weight_directory, timeout) if ranks.rank() == 0 else FileTransfer(None, timeout)
+        if policy.device.type != "cuda":
+            raise ValueError("rollout.transfer is nccl, which needs a GPU for the trainer: use files.")
+        here = set(map(_checked_host, self.urls)) <= set(LOOPBACK)
+        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in policy.named_weights()]
+        return NCCLTransfer(metadata, LOOPBACK[0] if here else socket.gethostbyname(socket.gethostname()), timeout)
+
+    async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
+        from rich.console import Console
+
+        started, missing = time.monotonic(), list(servers)
+        with Console(stderr=True).status("") as status:
+            while missing:
+                status.update(f"waiting for {len(missing)} of {len(servers)} vLLM servers: {missing[0].url}")
+                health = await asyncio.gather(*(server.is_healthy() for server in missing))
+                missing = [server for server, is_healthy in zip(missing, health, strict=True) if not is_healthy]
+                if missing and time.monotonic() - started > self.start_seconds:
+                    raise RuntimeError(
+                        f"{', '.join(server.url for server in missing)} did not answer within {self.start_seconds:g} s "
+                        "(rollout.start_seconds). Start a vLLM server there, with the same configs: "
+                        f"observe-r1 serve --config … --serve.port {urlsplit(missing[0].url).port}"
+                    )
+                if missing:
+                    await asyncio.sleep(1.0)
+        return list(await asyncio.gather(*(server.state() for server in servers)))
+
+    # ---- sampling ---------------------------------------------------------------------------------------------------
+
+    def begin(
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
+    ) -> Future[list[list[Completion]]]:
+        if not self.async_steps:
+            return super().begin(prompts, sampling, seed)
+        assert self._background is not None, "setup comes first"
+        self._check(prompts, sampling)
+        assert self._taken_over is not None
+        self._taken_over.check()
+        self._begun = self._background.submit(self._generate, prompts, sampling, seed)
+        return self._begun
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            ValueError: Top-p is below 1, the temperature is out of vLLM's range, or a prompt with its completion
+                exceeds what the servers were started for.
+            RuntimeError: No server is left, or one answered with other weights or another prompt than the trainer's.
+        """
+        if self._begun is not None:
+            wait([self._begun])
+        self._check(prompts, sampling)
+        if not self.async_steps:  # otherwise the weights may be one rollout old
+            assert self._taken_over is not None
+            self._taken_over.check()
+        return self._generate(prompts, sampling, seed)
+
+    def _generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
+    ) -> list[list[Completion]]:
+        if not prompts:
+            return []
+        bodies = [self._body(prompt, sampling, seed, number) for number, prompt in enumerate(prompts)]
+        first = ranks.rank() % len(self.urls)  # ranks begin with different servers
+
+        async def spread(servers: list[VLLMServer]) -> list[dict[str, Any]]:
+            order = servers[first:] + servers[:first]
+            return await Spread(order, bodies, self._bring_up_to_date, self.requests_per_server, self.patience).run()
+
+        answers = asyncio.run(self._with_servers(spread))
+        return [self._group(prompt, answer, sampling) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def _check(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions) -> None:
+        if self._policy is None:
+            raise RuntimeError("VLLMServerRollout.setup has not been called: no server is known to be there.")
+        if self.version is None:
+            raise RuntimeError("The last transfer of weights to the vLLM servers broke off: start them again.")
+        check_sampling(sampling)
+        check_lengths(prompts, sampling, self._limit, "--serve.max_model_len (or the memory) of `observe-r1 serve`")
+
+    def _body(self, prompt: EncodedPrompt, sampling: SamplingOptions, seed: int, number: int) -> dict[str, Any]:
+        assert self._policy is not None
+        parameters = sampling_parameters(self._policy, sampling, seed, number)
+        images = prompt.prompt.images if prompt.vision is not None else ()
+        return {
+            "token_ids": unexpanded_token_ids(prompt).tolist(),
+            "content_parts": [{"type": "image_url", "url": _data_url(image)} for image in images],
+            "sampling_params": parameters,
+            "return_token_ids": True,
+        }
+
+    def _group(self, prompt: EncodedPrompt, answer: dict[str, Any], sampling: SamplingOptions) -> list[Completion]:
+        remedy = "the servers were started with the same prompt.min_pixels and prompt.max_pixels"
+        check_prompt(prompt, answer["prompt_token_ids"], remedy)
+        completions = []
+        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+            versions = {span["version"] for span in choice["weight_versions"]}
+            if versions != {self._label}:
+                raise RuntimeError(
+                    f"A vLLM server sampled with weights {sorted(versions)}, and the trainer's are {self._label}: does "
+                    "another training use the same server?"
+                )
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise RuntimeError(f"A vLLM server ended a completion by {choice['finish_reason']!r}.")
+            logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
+            completions.append(read_completion(self._processor, choice["token_ids"], logprobs, choice["finish_reason"]))
+        return as_group(completions, sampling)
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Gives all servers that answer the weights. Called on every rank: gathering sharded weights takes all of them.
+
+        Raises:
+            RuntimeError: No server could take them over.
+        """
+        assert self._policy is not None, "setup comes first"
+        assert self._transfer is not None
+        if self._begun is not None:
+            wait([self._begun])
+        ranks.agree(None, self._policy.device)  # the other ranks have their completions too
+        transfer, self.version, rest = self._transfer, None, iter(weights)
+        self._label = f"{self._run:x}-{version}"
+
+        def send() -> None:
+            if ranks.rank() == 0:
+                asyncio.run(self._with_servers(lambda servers: transfer.send(rest, self._label, servers)))
+
+        self._on_all_ranks(send, rest)
+        self._taken_over = TakenOver(self._policy)
+        self.version = version
+
+    async def _bring_up_to_date(self, server: VLLMServer) -> None:
+        """A server that was started again has the weights of its directory."""
+        assert self._transfer is not None
+        if await server.version() != self._label:
+            await self._transfer.bring_up_to_date(server, self._label)
+
+    def close(self) -> None:
+        if self._background is not None:
+            self._background.shutdown(wait=False, cancel_futures=True)
+        if self._transfer is not None:
+            self._transfer.close()
+        self._policy = self._transfer = self._background = self.version = None
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    async def _with_servers(self, use: Callable[[list[VLLMServer]], Awaitable[Result]]) -> Result:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await use([VLLMServer(url, os.environ.get(KEY_VARIABLE), session) for url in self.urls])
+
+    def _on_all_ranks(self, act: Callable[[], Result], gathering: Iterable[Any] = ()) -> Result:
+        """Acts; raises on all ranks if one of them fails. `gathering` takes all ranks to its end, whatever happens."""
+        assert self._policy is not None
+        error: Exception | None = None
+        try:
+            result = act()
+        except Exception as caught:
+            error = caught
+        for _ in gathering:
+            pass
+        ranks.agree(error, self._policy.device)
+        return result
+
+
+def _checked_host(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"rollout.servers: {url!r} is no address of a server: use http://host:port.")
+    return parts.hostname
+
+
+def _check_state(url: str, state: dict[str, Any], policy: Policy, processor: Any) -> None:
+    """Compares what a server was started with."""
+    size = processor.image_processor.size
+    expected = {
+        "model_type": policy.transformer.config.model_type,
+        "logprobs_mode": "processed_logprobs",
+        "image_size": {"shortest_edge": size.shortest_edge, "longest_edge": size.longest_edge},
+    }
+    for name, value in expected.items():
+        if state[name] != value:
+            raise ValueError(
+                f"{url} was started with {name} {state[name]!r}, and this training has {value!r}: start it with the "
+                "same configs (`observe-r1 serve --config …`)."
+            )
+
+
+def _data_url(image: Image.Image) -> str:
+    """Without loss: the server must see the pixels that the trainer sees."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

