@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from observe_r1.experience import Experience
+from observe_r1.experience import Experience, GroupSlice
 from observe_r1.micro_batches import assemble_step
 from observe_r1.module import ObserveR1
 from observe_r1.objective import kl_estimate
+
+PROBE_PROMPTS = 2
+PROBE_TOKENS = 64  # of a completion that is sampled for the comparison only
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,23 @@ class ParityGate:
             )
 
     def check(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> dict[str, float]:
-        """Figures of the rollout's first micro-batch, by logging name, before anything is trained on it.
+        """Figures of the rollout, by logging name, before anything is trained on it.
+
+        They are those of its first micro-batch. Where it was sampled with older weights than the trainer has, a few
+        completions of its prompts are sampled anew for them.
 
         `parity/kl` is the k3 estimate of KL(sampler ‖ trainer) in nats per token.
 
         Raises:
             RuntimeError: The mean exceeds `error_above`.
         """
-        batch = assemble_step(experience.groups, experience.steps[0], 0).to(module.device)
-        expected = batch.old_logprobs  # of these weights, where there are several steps to a rollout
-        if expected is None or batch.is_filler:  # fillers have no log-probs stored
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                expected = module.policy(batch.slices, module.sampling.temperature).logprobs
-        distance = (batch.sampler_logprobs - expected).abs()
+        is_current = experience.metrics["rollout/steps_behind"] == 0
+        sampler, expected = (self._rollout if is_current else self._probe)(trainer, module, experience)
+        distance = (sampler - expected).abs()
         figures = {
             "parity/mean": float(distance.mean()),
             "parity/max": float(distance.max()),
-            "parity/kl": float(kl_estimate(batch.sampler_logprobs, expected, "k3").mean()),
+            "parity/kl": float(kl_estimate(sampler, expected, "k3").mean()),
         }
         # the comparison is turned so that nan is an error
         if not figures["parity/mean"] <= self.warn_above:
@@ -61,10 +65,38 @@ class ParityGate:
             )
             if not figures["parity/mean"] <= self.error_above:
                 raise RuntimeError(
-                    f"{text} The error limit is {self.error_above}. Likely causes: rollout.dtype is coarser than the "
-                    "trainer's precision, rollout.engine_arguments quantises or changes the image processing, or a "
-                    "weight was not taken over. Set rollout.dtype: float32 to tell them apart; if the distance is "
-                    "meant, raise VLLMWeightSync's error_above and keep importance.correction on."
+                    f"{text} The error limit is {self.error_above}. Likely causes: vLLM's dtype is coarser than the "
+                    "trainer's precision, its engine_arguments quantise or change the image processing, or a weight was "
+                    "not taken over. Start it with dtype float32 to tell them apart; if the distance is meant, raise "
+                    "VLLMWeightSync's error_above and keep importance.correction on."
                 )
             rank_zero_warn(f"{text} The warning limit is {self.warn_above}.")
         return figures
+
+    def _rollout(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Log-probs of the sampler and of the trainer, of the tokens that are trained on first."""
+        batch = assemble_step(experience.groups, experience.steps[0], 0).to(module.device)
+        expected = batch.old_logprobs  # of these weights, where there are several steps to a rollout
+        if expected is None or batch.is_filler:  # fillers have no log-probs stored
+            expected = _logprobs(trainer, module, batch.slices)
+        return batch.sampler_logprobs, expected
+
+    def _probe(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> tuple[Tensor, Tensor]:
+        """The same, of tokens sampled now."""
+        length = min(PROBE_TOKENS, module.sampling.max_new_tokens)
+        sampling = replace(module.sampling, group_size=1, max_new_tokens=length)
+        prompts = [group.prompt for group in experience.groups[:PROBE_PROMPTS]]
+        groups = module.engine.generate(prompts, sampling, seed=trainer.global_step)
+        slices = [
+            GroupSlice(prompt, [completion.token_ids for completion in group])
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        sampler = torch.cat([completion.sampler_logprobs for group in groups for completion in group])
+        return sampler.to(module.device), _logprobs(trainer, module, slices)
+
+
+def _logprobs(trainer: L.Trainer, module: ObserveR1, slices: list[GroupSlice]) -> Tensor:
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        here = [part.to(module.device) for part in slices]
+        logprobs: Tensor = module.policy(here, module.sampling.temperature).logprobs
+        return logprobs

@@ -18,7 +18,7 @@ class VLLMWeightSync(L.Callback):
     """Before a rollout or a validation, streams the weights into the engine if optimizer steps have changed them.
 
     After the first rollout and the first one after every `parity_every`-th transfer, the sampler's log-probs are
-    compared with the trainer's (`parity/mean`, `parity/max`, `parity/kl`). A transfer is logged as
+    compared with the trainer's on the same tokens (`parity/mean`, `parity/max`, `parity/kl`). A transfer is logged as
     `seconds/weight_sync` and `speed/weight_sync_bytes_per_second`. Outside of rollouts and validations the engine
     sleeps, if it can.
 
@@ -40,7 +40,7 @@ class VLLMWeightSync(L.Callback):
             raise ValueError(
                 f"VLLMWeightSync: the engine {type(pl_module.engine).__name__} samples with the trained model itself, "
                 "so there is nothing to transfer: remove the callback, or set model.rollout to "
-                "observe_r1.rollout.VLLMLocalRollout."
+                "observe_r1.rollout.VLLMLocalRollout or VLLMServerRollout."
             )
         # vLLM leaves a process group of one process, and Lightning takes it for a distributed training
         warnings.filterwarnings("ignore", message=r".*sync_dist=True.*to accumulate the metric across devices")
@@ -54,6 +54,7 @@ class VLLMWeightSync(L.Callback):
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: ObserveR1, experience: Experience) -> None:
         pl_module.engine.sleep()
+        # an engine that samples ahead has sent them for the next rollout: they are logged all the same
         figures, self._figures = self._figures, {}
         if self._to_compare:
             figures |= self.gate.check(trainer, pl_module, experience)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from observe_r1.datamodules.prompt_stream import PromptStream
-from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Sealed, Skipped
-from observe_r1.experience_state import from_state, to_state
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Sealed, Skipped, StartedRollout
+from observe_r1.experience_state import from_state, started_from_state, started_to_state, to_state
 from observe_r1.micro_batches import assemble
 from observe_r1.module import ObserveR1
 
@@ -19,7 +20,8 @@ class RolloutLoader:
     that the last micro-batch of this one has yet to change. With refills the ladder can end before that length does;
     the epoch then ends with it.
 
-    The state is saved with the data module: where the stream stands and, in the middle of a rollout, the rollout.
+    The state is saved with the data module: where the stream stands and, in the middle of a rollout, the rollout. One
+    that is being sampled ahead is waited for and saved too: the weights it is sampled with are gone after a resume.
     """
 
     def __init__(self, module: ObserveR1, stream: PromptStream, prompts_per_rollout: int) -> None:
@@ -27,6 +29,7 @@ class RolloutLoader:
         self.stream = stream
         self.prompts_per_rollout = prompts_per_rollout
         self.experience: Experience | None = None
+        self.ahead: deque[StartedRollout] = deque()  # engines may sample the next rollout during this one
         self.next_micro_batch = 0
         self.handed_out = 0  # micro-batches of this epoch
 
@@ -40,7 +43,7 @@ class RolloutLoader:
         epoch = self.stream.epoch
         while self.stream.epoch == epoch:
             if self.experience is None:
-                self.experience = self.module.collect(self.stream, self.prompts_per_rollout)
+                self.experience = self.module.collect(self.stream, self.prompts_per_rollout, self.ahead)
                 if self.experience is None:
                     self._refuse_unusable_ladder()
                     self._next_epoch()
@@ -73,6 +76,7 @@ class RolloutLoader:
             "next_micro_batch": self.next_micro_batch,
             "handed_out": self.handed_out,
             "experience": None if self.experience is None else to_state(self.experience),
+            "ahead": [started_to_state(rollout) for rollout in self.ahead],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -92,6 +96,7 @@ class RolloutLoader:
         self.next_micro_batch = state["next_micro_batch"]
         self.handed_out = state["handed_out"]
         self.experience = None if state["experience"] is None else from_state(state["experience"], self._prompt_at)
+        self.ahead = deque(started_from_state(rollout, self._prompt_at) for rollout in state["ahead"])
 
     def _prompt_at(self, position: int) -> EncodedPrompt:
         sample = self.stream.encode(position)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from observe_r1.advantages import AdvantageOptions
-from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup
+from observe_r1.experience import (
+    Completion,
+    EncodedPrompt,
+    Experience,
+    MicroBatch,
+    PromptGroup,
+    StartedRollout,
+)
 from observe_r1.logprobs import TokenLogprobs
 from observe_r1.metrics import rollout_sums
 from observe_r1.micro_batches import assemble_step, deal_steps
@@ -77,13 +84,27 @@ class PromptSource(Protocol):
     epoch: int
     position: int  # of the next sample, on all ranks the same
 
+    @property
+    def exhausted(self) -> bool:
+        """The epoch has no further sample."""
+        ...
+
     def draw(self, count: int) -> list[EncodedPrompt]:
         """This rank's share of the next `count` samples; fewer where samples are skipped or the ladder ends."""
         ...
 
 
+@dataclass(frozen=True)
+class CollectedGroups:
+    """The scored groups of a rollout that are trained on, and those that were dropped: they have no advantage."""
+
+    groups: list[PromptGroup]
+    passed_over: list[PromptGroup]
+    sampling_seconds: float  # of the engine, on this rank
+
+
 class RolloutCollector:
-    """Makes rollouts. Called on every rank at the same time, without gradient.
+    """Makes rollouts: `start`, `finish`, `deal`. Called on every rank at the same time, without gradient.
 
     Args:
         policy: The model that is trained.
@@ -122,22 +143,51 @@ class RolloutCollector:
         rewards.setup()
         engine.setup(policy, processor)
 
-    def collect(self, source: PromptSource, count: int, micro_batches: int, ranks: Ranks) -> Experience | None:
-        """A rollout over the next `count` samples, ready to be trained on; None when the ladder has no more.
+    def start(self, source: PromptSource, count: int, ranks: Ranks, weights_step: int) -> StartedRollout:
+        """Draws the next `count` samples and has their completions sampled, with the weights the engine has now."""
+        seed = rollout_seed(self.seed, source.epoch, source.position, ranks.rank)
+        with self.clock.measure("data"):
+            prompts = source.draw(count)
+        with self.clock.measure("generate"):
+            prompts = self.policy.encode_images(prompts)
+            sampled = self.engine.begin(prompts, self.sampling, seed)
+        return StartedRollout(prompts, sampled, count, weights_step)
+
+    def finish(self, rollout: StartedRollout, source: PromptSource, ranks: Ranks) -> CollectedGroups:
+        """Waits for a started rollout and scores it; refills it, if that is asked for, with the same weights."""
+        kept: list[PromptGroup] = []
+        dropped: list[PromptGroup] = []
+        refills = self.filtering.max_refills if self.filtering.zero_variance == "refill" else 0
+        missing, seconds = rollout.asked_for, 0.0
+        while True:
+            with self.clock.measure("generate"):
+                sampled = rollout.sampled.result()
+            seconds += sampled.seconds
+            scored = self._score(rollout.prompts, sampled.completions, self.clock)
+            if self.filtering.zero_variance == "keep":
+                return CollectedGroups(scored, [], seconds)
+            kept += [group for group in scored if has_advantage(group)]
+            dropped += [group for group in scored if not has_advantage(group)]
+            counts = torch.tensor([len(scored), sum(map(has_advantage, scored))], dtype=torch.float64)
+            drawn, useful = ranks.sum(counts).tolist()
+            missing, refills = missing - int(useful), refills - 1
+            if missing <= 0 or drawn == 0 or refills < 0:
+                break
+            rollout = self.start(source, missing, ranks, rollout.weights_step)
+        # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
+        groups, passed_over = (kept, dropped) if kept else (dropped[:1], dropped[1:])
+        return CollectedGroups(groups, passed_over, seconds)
+
+    def deal(self, collected: CollectedGroups, micro_batches: int, ranks: Ranks) -> Experience:
+        """Deals groups out to the optimizer steps and fixes the log-probs they are compared with.
 
         Args:
-            source: Of the prompts.
-            count: Prompts over all ranks.
+            collected: By `finish`.
             micro_batches: Of one optimizer step.
             ranks: This rank and the others.
         """
-        train_seconds = self.clock.last["train"]
-        self.clock.restart()
-        groups, passed_over = self._sample_and_filter(source, count, ranks)
-        if not groups:
-            return None
         steps = deal_steps(
-            groups,
+            collected.groups,
             steps=self.updates.steps_per_rollout,
             epochs=self.updates.epochs_per_rollout,
             micro_batches=micro_batches,
@@ -145,7 +195,7 @@ class RolloutCollector:
             cost=self.policy.token_cost(),
             sum_over_ranks=ranks.sum,
         )
-        experience = Experience(groups, steps)
+        experience = Experience(collected.groups, steps)
         distinct_steps = self.updates.steps_per_rollout
         if len(steps) > 1:
             with self.clock.measure("old_logprobs"):
@@ -154,7 +204,8 @@ class RolloutCollector:
             with self.clock.measure("reference_logprobs"):
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
         experience.verdicts = dict(self.rewards.take_counts())
-        experience.metrics = self._figures(experience, passed_over, train_seconds, ranks)
+        experience.metrics = self._figures(experience, collected, ranks)
+        self._tokens_trained = sum(step.totals.forwarded_tokens for step in steps) / ranks.world_size
         return experience
 
     def sample(
@@ -163,40 +214,19 @@ class RolloutCollector:
         """Completions of the prompts, scored."""
         with clock.measure("generate"):
             completions = self.engine.generate(prompts, sampling, seed) if prompts else []
-        groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
-        with clock.measure("reward"):
-            score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
-        return groups
+        return self._score(prompts, completions, clock)
 
     def close(self) -> None:
         self.rewards.close()
         self.engine.close()
 
-    def _sample_and_filter(
-        self, source: PromptSource, count: int, ranks: Ranks
-    ) -> tuple[list[PromptGroup], list[PromptGroup]]:
-        """Scored groups to be trained on, and those that were dropped because they have no advantage."""
-        refills = self.filtering.max_refills if self.filtering.zero_variance == "refill" else 0
-        kept: list[PromptGroup] = []
-        dropped: list[PromptGroup] = []
-        for _ in range(1 + refills):
-            seed = rollout_seed(self.seed, source.epoch, source.position, ranks.rank)
-            with self.clock.measure("data"):
-                prompts = source.draw(count)
-            with self.clock.measure("generate"):
-                prompts = self.policy.encode_images(prompts)
-            scored = self.sample(prompts, self.sampling, seed, self.clock)
-            if self.filtering.zero_variance == "keep":
-                return scored, []
-            kept += [group for group in scored if has_advantage(group)]
-            dropped += [group for group in scored if not has_advantage(group)]
-            counts = torch.tensor([len(scored), sum(map(has_advantage, scored))], dtype=torch.float64)
-            drawn, useful = ranks.sum(counts).tolist()
-            count -= int(useful)
-            if count <= 0 or drawn == 0:
-                break
-        # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
-        return (kept, dropped) if kept else (dropped[:1], dropped[1:])
+    def _score(
+        self, prompts: list[EncodedPrompt], completions: list[list[Completion]], clock: PhaseClock
+    ) -> list[PromptGroup]:
+        groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
+        with clock.measure("reward"):
+            score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
+        return groups
 
     def _policy_logprobs(self, batch: MicroBatch) -> Tensor:
         output: TokenLogprobs = self.policy(batch.to(self.policy.device).slices, self.sampling.temperature)
@@ -209,22 +239,25 @@ class RolloutCollector:
         output: TokenLogprobs = self.reference(batch.to(self.policy.device).slices, self.sampling.temperature)
         return output.logprobs
 
-    def _figures(
-        self, experience: Experience, passed_over: list[PromptGroup], train_seconds: float, ranks: Ranks
-    ) -> dict[str, float]:
-        """What is logged about the rollout, over all ranks; times are this rank's."""
-        groups = [*experience.groups, *passed_over]
+    def _figures(self, experience: Experience, collected: CollectedGroups, ranks: Ranks) -> dict[str, float]:
+        """What is logged about the rollout, over all ranks; times are this rank's, since the rollout before.
+
+        `seconds/train` is of the rollout before: this one has yet to be trained on.
+        """
+        groups = [*experience.groups, *collected.passed_over]
         sums = rollout_sums(groups)
-        sums["rollout/refilled_groups"] = (float(len(passed_over)), 1.0 / ranks.world_size)
+        sums["rollout/refilled_groups"] = (float(len(collected.passed_over)), 1.0 / ranks.world_size)
         sums["speed/generated_tokens"] = (float(sum(len(c) for g in groups for c in g.completions)), 1.0)
         added = ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         figures = {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
         seconds = dict(self.clock.last)
-        figures["speed/generated_tokens_per_second"] = figures.pop("speed/generated_tokens") / seconds["generate"]
-        if train_seconds:  # of the rollout before: this one has yet to be trained on
-            seconds["train"] = train_seconds
-            figures["speed/trained_tokens_per_second"] = self._tokens_trained / train_seconds
-        self._tokens_trained = sum(step.totals.forwarded_tokens for step in experience.steps) / ranks.world_size
+        # sampling may have gone on beside training: `seconds/generate` is what was waited for
+        figures["speed/generated_tokens_per_second"] = (
+            figures.pop("speed/generated_tokens") / collected.sampling_seconds
+        )
+        if seconds.get("train"):
+            figures["speed/trained_tokens_per_second"] = self._tokens_trained / seconds["train"]
+        self.clock.restart()
         return figures | {f"seconds/{phase}": value for phase, value in seconds.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
@@ -95,6 +96,24 @@ class Completion:
         return self.token_ids.numel()
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What a rollout engine gives."""
+
+    completions: list[list[Completion]]  # of each prompt
+    seconds: float  # that sampling took, whether or not anybody waited for it
+
+
+@dataclass(frozen=True)
+class StartedRollout:
+    """Prompts of a rollout that have been drawn, and their completions, which may still be on their way."""
+
+    prompts: list[EncodedPrompt]  # this rank's share
+    sampled: Future[Sampled]
+    asked_for: int  # prompts over all ranks; fewer are drawn where samples are skipped
+    weights_step: int  # optimizer steps that the sampling weights had seen
+
+
 @dataclass
 class GroupScores:
     """How the completions of one prompt were judged. Filled in by the reward and advantage step."""
@@ -164,6 +183,9 @@ class GroupSlice:
 
     prompt: EncodedPrompt
     completions: list[Tensor]  # token ids [C] each
+
+    def to(self, device: torch.device | str) -> GroupSlice:
+        return _to_device(self, torch.device(device))
 
 
 @dataclass

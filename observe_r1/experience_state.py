@@ -6,6 +6,7 @@ Images are not saved: they are read and processed again from the ladder, by posi
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,8 @@ from observe_r1.experience import (
     GroupScores,
     OptimizerStep,
     PromptGroup,
+    Sampled,
+    StartedRollout,
     StepTotals,
 )
 
@@ -72,3 +75,29 @@ def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt])
         for step in state["steps"]
     ]
     return Experience(groups, steps, state["metrics"], state["verdicts"])
+
+
+def started_to_state(rollout: StartedRollout) -> dict[str, Any]:
+    """What `started_from_state` needs to make the same started rollout again. Waits for its completions."""
+    sampled = rollout.sampled.result()
+    return {
+        "positions": [prompt.prompt.position for prompt in rollout.prompts],
+        "completions": [[vars(completion) for completion in group] for group in sampled.completions],
+        "seconds": sampled.seconds,
+        "asked_for": rollout.asked_for,
+        "weights_step": rollout.weights_step,
+    }
+
+
+def started_from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt]) -> StartedRollout:
+    """The rollout that was saved, its completions sampled.
+
+    Args:
+        state: What `started_to_state` gave.
+        prompt_at: Reads and encodes the sample at a ladder position.
+    """
+    completions = [[Completion(**completion) for completion in group] for group in state["completions"]]
+    sampled: Future[Sampled] = Future()
+    sampled.set_result(Sampled(completions, state["seconds"]))
+    prompts = [prompt_at(position) for position in state["positions"]]
+    return StartedRollout(prompts, sampled, state["asked_for"], state["weights_step"])

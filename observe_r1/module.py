@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,7 +31,7 @@ from observe_r1.answers import is_well_formed
 from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
 from observe_r1.encoding import PromptEncoder, PromptOptions
-from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
+from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
 from observe_r1.metrics import PassRate, step_sums
 from observe_r1.objective import (
     OBJECTIVES,
@@ -60,7 +60,7 @@ class ObserveR1(L.LightningModule):
         prompt: How samples become prompts.
         sampling: How completions are sampled.
         rewards: The parts of the reward by name; exactly one decides what is correct. Default: format and accuracy.
-        rollout: The engine that samples. Default: the model itself, by Hugging Face `generate`.
+        rollout: The engine that samples. Default: the model itself.
         advantage: Bonus, normalisation and dynamic weight.
         objective: The loss.
         kl: The pull to the reference model.
@@ -122,6 +122,11 @@ class ObserveR1(L.LightningModule):
         self._step_sums: dict[str, Tensor] = {}
         if self.objective.name == "dr_grpo" and self.advantage.scale == "std":
             raise ValueError("objective.name is dr_grpo, which divides by no deviation: set advantage.scale to none.")
+        if self.engine.async_steps and self.importance.correction == "never":
+            raise ValueError(
+                "rollout.async_steps is 1, so completions come from older weights, and importance.correction is never: "
+                "set it to auto, or rollout.async_steps to 0."
+            )
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
@@ -144,20 +149,38 @@ class ObserveR1(L.LightningModule):
 
     # ---- rollout ----------------------------------------------------------------------------------------------------
 
-    def collect(self, source: PromptSource, count: int) -> Experience | None:
+    def collect(self, source: PromptSource, count: int, ahead: deque[StartedRollout]) -> Experience | None:
         """A rollout over the next `count` samples, ready to be trained on; None when the ladder has no more.
 
         Called by the loader between training steps, on every rank at the same time. Callbacks may have the hooks
-        `on_rollout_start(trainer, module)` and `on_rollout_end(trainer, module, experience)`.
+        `on_rollout_start(trainer, module)`, called before completions are sampled, and
+        `on_rollout_end(trainer, module, experience)`, called before they are trained on.
+
+        Args:
+            source: Of the prompts.
+            count: Prompts of a rollout, over all ranks.
+            ahead: Rollouts that were started before. The next one is taken from its front and, where the engine
+                samples ahead, another one is left behind.
         """
+        rollout = ahead.popleft() if ahead else self._start_rollout(source, count)
+        with self._inference():
+            collected = self.collector.finish(rollout, source, self._ranks)
+        if not collected.groups:
+            return None
+        if len(ahead) < self.engine.async_steps and not source.exhausted:
+            ahead.append(self._start_rollout(source, count))
+        with self._inference():
+            experience = self.collector.deal(collected, self.trainer.accumulate_grad_batches, self._ranks)
+        experience.metrics["rollout/steps_behind"] = float(self.trainer.global_step - rollout.weights_step)
+        self.verdicts["train"].update(experience.verdicts)
+        self.rollout_figures = experience.metrics
+        self.call_callbacks("on_rollout_end", experience)
+        return experience
+
+    def _start_rollout(self, source: PromptSource, count: int) -> StartedRollout:
         self.call_callbacks("on_rollout_start")
         with self._inference():
-            experience = self.collector.collect(source, count, self.trainer.accumulate_grad_batches, self._ranks)
-        if experience is not None:
-            self.verdicts["train"].update(experience.verdicts)
-            self.rollout_figures = experience.metrics
-            self.call_callbacks("on_rollout_end", experience)
-        return experience
+            return self.collector.start(source, count, self._ranks, self.trainer.global_step)
 
     def call_callbacks(self, hook: str, *arguments: Any) -> None:
         """Calls `hook(trainer, module, ...)` on every callback that has it."""

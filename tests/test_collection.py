@@ -100,8 +100,10 @@ MIXED, RIGHT, WRONG = ("3", "3", "9", "9"), ("3",) * 4, ("9",) * 4
 
 
 def collect(collector: RolloutCollector, source: Questions, count: int = 2, micro_batches: int = 1) -> Any:
+    ranks = Ranks()
     with torch.no_grad():
-        return collector.collect(source, count, micro_batches, Ranks())
+        collected = collector.finish(collector.start(source, count, ranks, weights_step=0), source, ranks)
+        return collector.deal(collected, micro_batches, ranks) if collected.groups else None
 
 
 def test_scores_match_the_recipe_computed_by_hand(policy: Policy, encoder: PromptEncoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from observe_r1.experience import Completion, EncodedPrompt
+from observe_r1.experience import Completion, EncodedPrompt, Sampled
 
 if TYPE_CHECKING:
     from observe_r1.policy import Policy
@@ -77,13 +78,15 @@ class RolloutEngine(ABC):
         Equal arguments and weights give equal completions.
         """
 
-    def begin(
-        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
-    ) -> Future[list[list[Completion]]]:
-        """Has completions sampled while the caller goes on, if the engine can; with the weights it has now."""
-        sampled: Future[list[list[Completion]]] = Future()
-        sampled.set_result(self.generate(prompts, sampling, seed))
+    def begin(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int) -> Future[Sampled]:
+        """`generate`, while the caller goes on if the engine can do that; with the weights it has now."""
+        sampled: Future[Sampled] = Future()
+        sampled.set_result(self.timed_generate(prompts, sampling, seed))
         return sampled
+
+    def timed_generate(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int) -> Sampled:
+        started = time.perf_counter()
+        return Sampled(self.generate(prompts, sampling, seed), time.perf_counter() - started)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:  # noqa: B027
         """Takes the policy's weights under their Hugging Face names; `version` counts optimizer steps."""

@@ -18,7 +18,7 @@ import aiohttp
 from PIL import Image
 from torch import Tensor
 
-from observe_r1.experience import Completion, EncodedPrompt
+from observe_r1.experience import Completion, EncodedPrompt, Sampled
 from observe_r1.policy import Policy
 from observe_r1.rollout import ranks
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
@@ -105,7 +105,7 @@ class VLLMServerRollout(RolloutEngine):
         self._limit = 0  # tokens of a prompt with its completion
         self._run = 0  # number of this run, so that no label of an earlier one is taken for one of this
         self._background: ThreadPoolExecutor | None = None
-        self._begun: Future[Any] | None = None  # the last rollout that was sampled ahead
+        self._begun: Future[Sampled] | None = None  # the last rollout that was sampled ahead
 
     # ---- start ------------------------------------------------------------------------------------------------------
 
@@ -158,16 +158,12 @@ class VLLMServerRollout(RolloutEngine):
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
-    def begin(
-        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
-    ) -> Future[list[list[Completion]]]:
+    def begin(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int) -> Future[Sampled]:
         if not self.async_steps:
             return super().begin(prompts, sampling, seed)
         assert self._background is not None, "setup comes first"
-        self._check(prompts, sampling)
-        assert self._taken_over is not None
-        self._taken_over.check()
-        self._begun = self._background.submit(self._generate, prompts, sampling, seed)
+        self._check_weights()
+        self._begun = self._background.submit(self.timed_generate, prompts, sampling, seed)
         return self._begun
 
     def generate(
@@ -180,17 +176,10 @@ class VLLMServerRollout(RolloutEngine):
                 exceeds what the servers were started for.
             RuntimeError: No server is left, or one answered with other weights or another prompt than the trainer's.
         """
-        if self._begun is not None:
-            wait([self._begun])
-        self._check(prompts, sampling)
-        if not self.async_steps:  # otherwise the weights may be one rollout old
-            assert self._taken_over is not None
-            self._taken_over.check()
-        return self._generate(prompts, sampling, seed)
-
-    def _generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
-    ) -> list[list[Completion]]:
+        if not self.async_steps:  # otherwise training goes on meanwhile
+            self._check_weights()
+        check_sampling(sampling)
+        check_lengths(prompts, sampling, self._limit, "--serve.max_model_len (or the memory) of `observe-r1 serve`")
         if not prompts:
             return []
         bodies = [self._body(prompt, sampling, seed, number) for number, prompt in enumerate(prompts)]
@@ -203,13 +192,12 @@ class VLLMServerRollout(RolloutEngine):
         answers = asyncio.run(self._with_servers(spread))
         return [self._group(prompt, answer, sampling) for prompt, answer in zip(prompts, answers, strict=True)]
 
-    def _check(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions) -> None:
+    def _check_weights(self) -> None:
         if self._policy is None:
             raise RuntimeError("VLLMServerRollout.setup has not been called: no server is known to be there.")
-        if self.version is None:
+        if self.version is None or self._taken_over is None:
             raise RuntimeError("The last transfer of weights to the vLLM servers broke off: start them again.")
-        check_sampling(sampling)
-        check_lengths(prompts, sampling, self._limit, "--serve.max_model_len (or the memory) of `observe-r1 serve`")
+        self._taken_over.check()
 
     def _body(self, prompt: EncodedPrompt, sampling: SamplingOptions, seed: int, number: int) -> dict[str, Any]:
         assert self._policy is not None

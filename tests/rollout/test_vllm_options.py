@@ -20,7 +20,7 @@ from observe_r1.rollout import VLLMLocalRollout
     [{"gpu_memory_utilization": 0.0}, {"cache_gib": 0}, {"max_model_len": -1}, {"images_per_prompt": -1}],
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"rollout.{next(iter(options))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of vLLM is"):
         VLLMLocalRollout(**options)
 
 
@@ -31,14 +31,14 @@ def policy() -> Policy:
 
 def test_arguments_of_the_engine_itself_are_refused(policy: Policy) -> None:
     engine = VLLMLocalRollout(engine_arguments={"logprobs_mode": "raw_logprobs", "max_num_seqs": 8})
-    with pytest.raises(ValueError, match=r"engine_arguments: logprobs_mode cannot"):
+    with pytest.raises(ValueError, match=r"engine_arguments of vLLM: logprobs_mode cannot"):
         engine.setup(policy, load_processor("quickstart", PromptOptions()))
 
 
 def test_several_ranks_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"there are 2 ranks: .* servers"):
+    with pytest.raises(ValueError, match=r"there are 2 ranks: .*VLLMServerRollout"):
         VLLMLocalRollout().setup(policy, None)
 
 

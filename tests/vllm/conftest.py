@@ -14,6 +14,8 @@ from observe_r1.ladder.reader import LadderDataset
 from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor
 from observe_r1.rollout import VLLMLocalRollout
 
+from .servers import KEY, Server
+
 LIMITS = PromptOptions(system_prompt=None, min_pixels=56**2, max_pixels=140**2)  # not those of the checkpoint
 
 
@@ -52,3 +54,31 @@ def engine(policy: Policy, encoder: PromptEncoder) -> Iterator[VLLMLocalRollout]
     engine.setup(policy, encoder.processor)
     yield engine
     engine.close()
+
+
+LIMIT_OPTIONS = (f"--model.prompt.min_pixels={LIMITS.min_pixels}", f"--model.prompt.max_pixels={LIMITS.max_pixels}")
+
+
+@pytest.fixture(scope="session")
+def _server_key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBSERVE_R1_SERVER_KEY", KEY)
+        yield
+
+
+@pytest.fixture(scope="session")
+def started_servers(tmp_path_factory: pytest.TempPathFactory, _server_key: None) -> Iterator[list[Server]]:
+    """Two servers with the pixel limits of the tests, started once."""
+    servers = [Server(tmp_path_factory.mktemp("servers"), *LIMIT_OPTIONS) for _ in range(2)]
+    yield [server.wait() for server in servers]
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def servers(started_servers: list[Server]) -> list[Server]:
+    """Both of them, started again if a test before has killed them."""
+    for server in started_servers:
+        if server.process.poll() is not None:
+            server.start()
+    return [server.wait() for server in started_servers]

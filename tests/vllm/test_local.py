@@ -15,7 +15,7 @@ from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import Completion, EncodedPrompt, GroupSlice
 from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy
 from observe_r1.rollout import HFRollout, SamplingOptions, VLLMLocalRollout
-from observe_r1.rollout.vllm_local import unexpanded_token_ids
+from observe_r1.rollout.vllm_requests import unexpanded_token_ids
 
 pytestmark = [
     pytest.mark.vllm,

@@ -18,6 +18,7 @@ from observe_r1.experience import Experience
 from observe_r1.module import ObserveR1
 from observe_r1.policy import PolicyOptions
 from observe_r1.rollout import SamplingOptions, VLLMLocalRollout
+from observe_r1.rollout.vllm_requests import TakenOver
 
 pytestmark = [
     pytest.mark.vllm,
@@ -107,7 +108,7 @@ def test_weights_that_were_not_taken_over_are_an_error(
             real(self, weights, version)
         list(weights)
         assert self._policy is not None
-        self._weights_seen, self.version = [weight._version for weight in self._policy.parameters()], version
+        self._taken_over, self.version = TakenOver(self._policy), version
 
     real = VLLMLocalRollout.update_weights
     monkeypatch.setattr(VLLMLocalRollout, "update_weights", pretend)
