@@ -86,7 +86,9 @@ class Spread:
         reason: str | None = None
         while await self._recovered(server, reason):
             watch = asyncio.create_task(self._watch(server))
-            lanes = [asyncio.create_task(self._work(server)) for _ in range(self.per_server)]
+            # the server that is ready first must not take more than its share
+            share = -(-len(self.requests) // (len(self.servers) - len(self._lost)))
+            lanes = [asyncio.create_task(self._work(server)) for _ in range(min(share, self.per_server))]
             tasks = [watch, *lanes]
             try:
                 (ended, *_), _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

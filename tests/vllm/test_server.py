@@ -192,9 +192,10 @@ def test_a_server_that_dies_hands_its_prompts_over_and_catches_up_when_it_is_bac
             servers[0].kill()  # with four prompts on their way
         return await generate(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=f"{servers[0].url}.*go to other servers"):
-        patch.setattr(VLLMServer, "generate", deadly)
+    monkeypatch.setattr(VLLMServer, "generate", deadly)
+    with pytest.warns(UserWarning, match=f"{servers[0].url}.*go to other servers"):
         got = engine.generate(many, SAMPLING, seed=5)
+    monkeypatch.setattr(VLLMServer, "generate", generate)
     assert tokens(got) == tokens(expected)
     changed(policy, seed=1)
     with pytest.warns(UserWarning, match="did not take over the new weights"):
