@@ -139,8 +139,9 @@ class Spread:
     async def _watch(self, server: VLLMServer) -> None:
         """Ends when the server gives no sign of life: one that hangs keeps its connections open."""
         while True:
-            await asyncio.sleep(self.patience.health_every)
-            if not await server.is_healthy() and not await server.is_healthy(3 * self.patience.health_every):
+            seconds = self.patience.health_every
+            await asyncio.sleep(seconds)
+            if not await server.is_healthy(seconds) and not await server.is_healthy(3 * seconds):
                 raise ServerDown(f"{server.url} shows no sign of life")
 
 

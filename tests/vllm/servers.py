@@ -57,8 +57,9 @@ class Server:
 
     def kill(self) -> None:
         """Without warning, with all of its processes."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def post(self, path: str, key: str = KEY, timeout: float = 30, **arguments: object) -> requests.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
