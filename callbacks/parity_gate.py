@@ -66,9 +66,9 @@ class ParityGate:
             if not figures["parity/mean"] <= self.error_above:
                 raise RuntimeError(
                     f"{text} The error limit is {self.error_above}. Likely causes: vLLM's dtype is coarser than the "
-                    "trainer's precision, its engine_arguments quantise or change the image processing, or a weight was "
-                    "not taken over. Start it with dtype float32 to tell them apart; if the distance is meant, raise "
-                    "VLLMWeightSync's error_above and keep importance.correction on."
+                    "trainer's precision, its engine_arguments quantise or change the image processing, or a weight "
+                    "was not taken over. Start it with dtype float32 to tell them apart; if the distance is meant, "
+                    "raise VLLMWeightSync's error_above and keep importance.correction on."
                 )
             rank_zero_warn(f"{text} The warning limit is {self.warn_above}.")
         return figures

@@ -109,3 +109,11 @@ def test_paper_schedule(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert rates[0] == pytest.approx(1e-6 / 30)
     assert rates[515] == pytest.approx((1e-6 + 1e-7) / 2, rel=1e-2)
     assert rates[1000] == pytest.approx(1e-7)
+
+
+def test_the_quick_start_with_vllm_differs_in_the_sampler_only() -> None:
+    plain, vllm = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("quickstart.yaml", "quickstart_vllm.yaml"))
+    assert vllm["model"].pop("rollout")["class_path"] == "observe_r1.rollout.VLLMLocalRollout"
+    assert vllm["trainer"]["callbacks"].pop(0)["class_path"] == "observe_r1.callbacks.VLLMWeightSync"
+    vllm["trainer"]["logger"]["init_args"]["name"] = "quickstart"
+    assert vllm == plain
