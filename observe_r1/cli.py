@@ -62,7 +62,8 @@ def run_serve(arguments: Sequence[str]) -> None:
         def instantiate_trainer(self, **_: Any) -> None:
             """A server trains nothing."""
 
-    cli = _run_cli(ServeCLI, run=False, args=list(arguments))
+    sys.argv[1:] = arguments
+    cli = _run_cli(ServeCLI, run=False)
     try:
         serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
     except ValueError as error:
