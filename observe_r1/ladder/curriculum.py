@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,20 @@ def arrange(
         complexity = complexities[sample]
         return difficulties[sample], math.inf if complexity is None else complexity, ids[sample]
 
-    ranked = sorted(range(len(ids)), key=rank)
+    return mix(sorted(range(len(ids)), key=rank), difficulties, mixing, seed)
+
+
+def mix(
+    ranked: Sequence[int], difficulties: Sequence[float] | Mapping[int, float], mixing: Mixing | None, seed: int
+) -> Curriculum:
+    """Put samples that are ranked from easy to hard into stages, as `arrange` does.
+
+    Args:
+        ranked: Sample numbers.
+        difficulties: By sample number.
+        mixing: The matrix; None keeps the order.
+        seed: Of the order within each stage.
+    """
     if mixing is None:
         return Curriculum(tuple(ranked), (None,) * len(ranked))
 
