@@ -1,4 +1,4 @@
-"""Peak memory and speed of `observe-r1 ladder import` for inputs of growing length: flat, or does it grow with the rows?
+"""Peak memory and speed of `observe-r1 ladder import` as its input grows: flat, or growing with the rows?
 
 python benchmarks/import_memory.py [--rows 20000 200000] [--kinds json jsonl parquet]
 

@@ -51,14 +51,14 @@ class AccuracyReward(CorrectnessReward):
         self.verifier = AnswerVerifier(workers, timeout_seconds, batch_timeout_seconds, memory_bytes)
 
     def score(self, prompt: Prompt, completion: Completion) -> float:
-        return float(_group_verdicts(self._verdicts([(prompt.gold, completion.text)]))[0] or False)
+        return float(_group_verdicts(self.verdicts([(prompt.gold, completion.text)]))[0] or False)
 
     def judge_groups(self, groups: Sequence[PromptGroup]) -> list[list[bool | None]]:
         pairs = [(group.prompt.prompt.gold, completion.text) for group in groups for completion in group.completions]
-        verdicts = iter(self._verdicts(pairs))
+        verdicts = iter(self.verdicts(pairs))
         return [_group_verdicts([next(verdicts) for _ in group.completions]) for group in groups]
 
-    def _verdicts(self, pairs: Sequence[tuple[Gold, str]]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[tuple[Gold, str]]) -> list[Verdict]:
         """The verdict on each completion text against its gold, counted."""
         verdicts = [_quick_verdict(gold, text) for gold, text in pairs]
         open_pairs = [i for i, verdict in enumerate(verdicts) if verdict is None]
