@@ -92,12 +92,18 @@ class AuditReport:
 
 
 def audit_ladder(
-    ladder: Path, *, limits: AuditLimits = AuditLimits(), limit: int | None = None, report: Path | None = None
+    ladder: Path,
+    *,
+    accuracy: AccuracyReward | None = None,
+    limits: AuditLimits = AuditLimits(),
+    limit: int | None = None,
+    report: Path | None = None,
 ) -> AuditReport:
     """Try the answer verification on every gold of a ladder; the exit code is 0 when nothing speaks against training.
 
     Args:
         ladder: Directory of a ladder.
+        accuracy: The reward that decides what is correct; null: `AccuracyReward` as it is.
         limits: What is still acceptable.
         limit: Look at this many samples only, spread evenly.
         report: Write the findings to this JSON file.
@@ -110,7 +116,7 @@ def audit_ladder(
     stored = StoredLadder([ladder])
     count = min(limit or len(stored), len(stored))
     positions = [number * len(stored) // count for number in range(count)]
-    findings = audit(stored, positions)
+    findings = audit(stored, positions, accuracy or AccuracyReward())
     findings.reasons = reasons_against(findings, limits)
     _print(findings, ladder)
     if report is not None:
@@ -120,10 +126,9 @@ def audit_ladder(
     return findings
 
 
-def audit(ladder: StoredLadder, positions: Sequence[int]) -> AuditReport:
-    """The findings on the samples at these positions."""
+def audit(ladder: StoredLadder, positions: Sequence[int], reward: AccuracyReward) -> AuditReport:
+    """The findings on the samples at these positions; closes the reward."""
     findings = AuditReport()
-    reward = AccuracyReward()
     earlier: dict[str, deque[str]] = {}  # the last golds of each kind
     try:
         samples = _readable(ladder, positions, findings)
@@ -166,9 +171,7 @@ def reasons_against(findings: AuditReport, limits: AuditLimits) -> list[str]:
     return reasons if total.golds else [*reasons, "the ladder has no sample that can be read"]
 
 
-def _readable(
-    ladder: StoredLadder, positions: Sequence[int], findings: AuditReport
-) -> Iterator[tuple[str, str, Gold]]:
+def _readable(ladder: StoredLadder, positions: Sequence[int], findings: AuditReport) -> Iterator[tuple[str, str, Gold]]:
     for position in track(positions, "Auditing", console=Console(stderr=True), transient=True):
         try:
             sample = ladder[position]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,9 +119,7 @@ def arrange(
     return mix(sorted(range(len(ids)), key=rank), difficulties, mixing, seed)
 
 
-def mix(
-    ranked: Sequence[int], difficulties: Sequence[float] | Mapping[int, float], mixing: Mixing | None, seed: int
-) -> Curriculum:
+def mix(ranked: Sequence[int], difficulties: Sequence[float], mixing: Mixing | None, seed: int) -> Curriculum:
     """Put samples that are ranked from easy to hard into stages, as `arrange` does.
 
     Args:

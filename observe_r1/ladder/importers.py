@@ -223,9 +223,9 @@ def _plan(
         raise ValueError(f"no row of the input can be used: {skips}")
     if not by_difficulty:
         kept, held_out = split_held_out(usable, holdout, seed)
-        return mix(kept, {}, None, seed), mix(held_out, {}, None, seed)
-    ranked, difficulties = staging.from_easy_to_hard()
-    kept, held_out = split_held_out(ranked, holdout, seed)
+        return mix(kept, (), None, seed), mix(held_out, (), None, seed)
+    kept, held_out = split_held_out(staging.from_easy_to_hard(), holdout, seed)
+    difficulties = staging.difficulties()
     return mix(kept, difficulties, mixing, seed), mix(held_out, difficulties, None, seed)
 
 
