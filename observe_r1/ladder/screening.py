@@ -41,7 +41,9 @@ class ContaminationOptions:
     min_question_words: int = 8
 
 
-def screen(samples: Sequence[tuple[int, Sample[StoredImage] | BadSample]], reward: AccuracyReward) -> list[dict[str, Any]]:
+def screen(
+    samples: Sequence[tuple[int, Sample[StoredImage] | BadSample]], reward: AccuracyReward
+) -> list[dict[str, Any]]:
     """One record per sample: what it is compared by, and `reason` where it cannot be used."""
     records: list[dict[str, Any]] = []
     tried: list[tuple[int, Sample[StoredImage], AnswerCase]] = []
@@ -100,16 +102,16 @@ class Contamination:
 
 def drop_known(records: Iterator[dict[str, Any]], contamination: Contamination) -> Iterator[dict[str, Any]]:
     """The records, with a `reason` for each question that an earlier one or a benchmark has."""
-    seen: dict[str, tuple[str, str]] = {}  # what makes questions the same: id and answer of the first
+    seen: dict[str, dict[str, Any]] = {}  # what makes questions the same: the first of them
     for record in records:
         if "reason" not in record:
-            first = seen.setdefault(record["same"], (record["id"], record["answer"]))
+            first = seen.setdefault(record["same"], record)
             benchmark = contamination.match(record["question"], record["images"])
             if benchmark is not None:
                 record |= {"reason": "contaminated", "detail": f"in {benchmark}"}
-            elif first[0] != record["id"]:
-                reason = "duplicate" if first[1] == record["answer"] else "contradicting_duplicate"
-                record |= {"reason": reason, "detail": f"same question and images as {first[0]}"}
+            elif first is not record:
+                reason = "duplicate" if first["answer"] == record["answer"] else "contradicting_duplicate"
+                record |= {"reason": reason, "detail": f"same question and images as {first['id']}"}
         yield record
 
 

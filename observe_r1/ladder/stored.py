@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from observe_r1.ladder.images import StoredImage
@@ -17,18 +18,24 @@ class StoredLadder:
     """The samples of one or several ladders by position, images encoded as they are stored.
 
     Args:
-        directories: With `ladder.json`, or with tars that follow its schema.
+        directories: With `ladder.json`, or with tars that follow its schema. The samples of several are named after
+            their directory too, `NAME/ID`.
 
     Attributes:
         tars: The shards in order.
         problems: Shards by what is wrong with them.
 
     Raises:
-        ValueError: A directory holds no shards, or a shard that its `ladder.json` names is missing.
+        ValueError: A directory holds no shards, a shard that its `ladder.json` names is missing, or two directories
+            have the same name.
     """
 
     def __init__(self, directories: Sequence[Path]) -> None:
+        names = [directory.name for directory in directories]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the ladders {', '.join(map(str, directories))} share a name: rename one of them")
         self.tars = [tar for directory in directories for tar in _tars(directory)]
+        self._prefix = len(directories) > 1
         self.problems: Counter[str] = Counter()
         self._spans: list[tuple[int, SampleSpan]] = []
         for number, tar in enumerate(self.tars):
@@ -47,11 +54,18 @@ class StoredLadder:
             BadSample: It does not follow the schema.
         """
         number, span = self._spans[position]
-        return read_stored(self.tars[number], span)
+        tar = self.tars[number]
+        sample = read_stored(tar, span)
+        return replace(sample, id=f"{tar.parent.name}/{sample.id}") if self._prefix else sample
 
-    def samples(self, start: int = 0) -> Iterator[tuple[int, Sample[StoredImage] | BadSample]]:
-        """Every position from `start` on, with its sample or what is wrong with it."""
-        for position in range(start, len(self)):
+    def shard_of(self, position: int) -> Path:
+        """The tar of a position, below the directory that holds its ladder."""
+        tar = self.tars[self._spans[position][0]]
+        return Path(tar.parent.name, tar.name)
+
+    def samples(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Sample[StoredImage] | BadSample]]:
+        """Every position of a range, with its sample or what is wrong with it."""
+        for position in range(start, min(len(self) if stop is None else stop, len(self))):
             try:
                 yield position, self[position]
             except BadSample as bad:
