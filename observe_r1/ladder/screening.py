@@ -31,7 +31,7 @@ class ContaminationOptions:
     """Which questions count as known from a benchmark.
 
     Args:
-        benchmarks: Files (JSON, JSON Lines, parquet), folders of them, or ladders, with the questions to stay away from.
+        benchmarks: Files (JSON, JSON Lines, parquet), folders of them, or ladders, with questions to stay away from.
         match: `either`: one image in common, or the same words; `both`: the same words with an image in common.
         min_question_words: The same words alone are a match from this length on: "Find x." is nobody's question.
     """

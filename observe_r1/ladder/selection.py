@@ -1,4 +1,4 @@
-"""Which measured questions stay, and in what order: the steps of a build that cost no time and leave no trace on disk."""
+"""Which measured questions stay in a ladder."""
 
 from __future__ import annotations
 

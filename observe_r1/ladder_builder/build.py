@@ -39,7 +39,7 @@ from observe_r1.ladder.screening import Contamination, ContaminationOptions, dro
 from observe_r1.ladder.selection import LabelNoiseOptions, noise_reasons
 from observe_r1.ladder.shards import write_shards
 from observe_r1.ladder.stored import StoredLadder
-from observe_r1.ladder_builder.measuring import BuildTrainer, Questions, Rollouts, finish, measure
+from observe_r1.ladder_builder.measuring import BuildTrainer, MeasuringOptions, Questions, Rollouts, finish, measure
 from observe_r1.policy import PolicyOptions
 from observe_r1.rewards import AccuracyReward
 from observe_r1.rollout import RolloutEngine, SamplingOptions
@@ -142,12 +142,7 @@ def build_ladder(
         stored = StoredLadder(sources)
         drops = _Drops()
         given = {"sources": [[source.name, _digest(stored, source)] for source in sources]}
-        ways = {
-            "seed": seed,
-            "block_size": questions_per_block,
-            "workers": workers,
-            "keep_completions": keep_completions,
-        }
+        options = MeasuringOptions(seed, questions_per_block, workers, keep_completions)
         screening = _screening(work / "1-screening", given, stored, rank)
         ids: dict[int, str] = {}
         candidates = drops.sift(_named(drop_known(screening.records(), Contamination(contamination)), ids))
@@ -155,9 +150,9 @@ def build_ladder(
             settings = {**given, "instruction": simple.instruction}
             questions = Questions(stored.tars, simple.instruction)
             asked = simple.rollouts(rollouts.prompt.max_prompt_tokens)
-            journal = measure(work / "2-simple", settings, questions, candidates, asked, trainer, **ways)
+            journal = measure(work / "2-simple", settings, questions, candidates, asked, trainer, options)
             candidates = drops.sift(_too_simple(journal))
-        journal = measure(work / "3-rollouts", given, Questions(stored.tars), candidates, rollouts, trainer, **ways)
+        journal = measure(work / "3-rollouts", given, Questions(stored.tars), candidates, rollouts, trainer, options)
         if rank:
             return BuildReport()
         measured = _measured(journal, drops, label_noise)

@@ -221,6 +221,16 @@ class MeasurementWriter(BasePredictionWriter):
         return record
 
 
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """How questions are put to a policy; see `build_ladder`."""
+
+    seed: int
+    questions_per_block: int
+    workers: int
+    keep_completions: bool
+
+
 def measure(
     directory: Path,
     settings: dict[str, Any],
@@ -228,22 +238,19 @@ def measure(
     positions: Sequence[int],
     rollouts: Rollouts,
     trainer: L.Trainer,
-    *,
-    seed: int,
-    block_size: int,
-    workers: int,
-    keep_completions: bool,
+    options: MeasuringOptions,
 ) -> BlockJournal:
     """The finished journal of answers to the questions at these positions; continues where it was interrupted."""
     listed = hashlib.sha256(json.dumps(list(positions)).encode()).hexdigest()
-    settings = {**settings, **rollouts.settings(seed), "questions": listed, "questions_per_block": block_size}
-    journal = BlockJournal(directory, settings, -(-len(positions) // block_size))
+    size = options.questions_per_block
+    settings = {**settings, **rollouts.settings(options.seed), "questions": listed, "questions_per_block": size}
+    journal = BlockJournal(directory, settings, -(-len(positions) // size))
     if journal.pending():
-        writer = MeasurementWriter(journal, keep_completions)
+        writer = MeasurementWriter(journal, options.keep_completions)
         trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-        blocks = QuestionBlocks(questions, positions, block_size, workers, journal)
+        blocks = QuestionBlocks(questions, positions, size, options.workers, journal)
         try:
-            trainer.predict(rollouts.module(seed), datamodule=blocks, return_predictions=False)
+            trainer.predict(rollouts.module(options.seed), datamodule=blocks, return_predictions=False)
         finally:
             trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     finish(journal, trainer.global_rank)
