@@ -37,7 +37,7 @@ class AuditLimits:
 
     Args:
         unreadable: Samples that cannot be read, of all.
-        unparseable: Golds that nothing can be compared with, or that are not equal to themselves.
+        unparseable: Golds that nothing can be compared with.
         false_negatives: Right answers in another form that are judged wrong.
         false_positives: Wrong answers that are judged right: what a policy learns to exploit.
         timeouts: Comparisons without a verdict.
@@ -121,7 +121,8 @@ def audit_ladder(
     _print(findings, ladder)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
-        document = {**asdict(findings), "total": asdict(findings.total), "limits": asdict(limits)}
+        sources = {name: vars(audit) for name, audit in findings.sources.items()}
+        document = {**vars(findings), "sources": sources, "total": vars(findings.total), "limits": asdict(limits)}
         report.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return findings
 
@@ -156,7 +157,7 @@ def reasons_against(findings: AuditReport, limits: AuditLimits) -> list[str]:
     tried = total.golds + total.right_answers + total.wrong_answers
     shares = {
         "unreadable": (unreadable, total.golds + unreadable, "samples cannot be read"),
-        "unparseable": (total.unparseable, total.golds, "golds are not equal to themselves"),
+        "unparseable": (total.unparseable, total.golds, "golds cannot be compared with"),
         "false_negatives": (total.false_negatives, total.right_answers, "right answers are judged wrong"),
         "false_positives": (total.false_positives, total.wrong_answers, "wrong answers are judged right"),
         "timeouts": (total.timeouts, tried, "comparisons have no verdict"),
@@ -187,16 +188,17 @@ def _count(
 ) -> None:
     unparseable: set[str] = set()
     for (id, source, gold, case), verdict in zip(tried, verdicts, strict=True):
+        # what is equal letter by letter is right without algebra: an unreadable gold shows at the other answers
+        refused = case.kind == "itself" and verdict is not Verdict.CORRECT
+        if id not in unparseable and (refused or verdict is Verdict.UNPARSEABLE_GOLD):
+            unparseable.add(id)
+            findings.sources[source].unparseable += 1
+            _example(findings, "unparseable", id, source, gold.answer, verdict.value)
+    for (id, source, gold, case), verdict in zip(tried, verdicts, strict=True):
+        if id in unparseable or case.kind == "itself":
+            continue
         mine = findings.sources[source]
         accepted = verdict is Verdict.CORRECT
-        if case.kind == "itself":
-            if not accepted:
-                mine.unparseable += 1
-                unparseable.add(id)
-                _example(findings, "unparseable", id, source, gold.answer, verdict.value)
-            continue
-        if id in unparseable:
-            continue
         mine.right_answers += case.expected
         mine.wrong_answers += not case.expected
         if verdict in UNDECIDED:

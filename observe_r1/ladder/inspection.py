@@ -187,13 +187,18 @@ def _doubts(found: Inspection, backwards: int, repeated: int) -> Iterator[str]:
         yield f"{FILE_NAME} asks for mixed levels, and no sample has a stage"
     stages, levels, shares = found.obtained()
     asked = found.asked()
+    empty = [f"{stage:g}" for stage in stages if not found.stages.get(stage)]
+    if empty:
+        yield (
+            f"stages {', '.join(empty)} are empty: with the levels as frequent as they are, the samples fit the other "
+            "stages better"
+        )
     if asked is not None and found.mixing is not None and found.stages:
         counts = {stage: sum(row.values()) for stage, row in found.stages.items()}
         for stage, row, wanted in zip(
             found.mixing.stages, (shares[stages.index(s)] for s in found.mixing.stages), asked, strict=True
         ):
             if not counts.get(stage):
-                yield f"stage {stage:g} is empty: the ladder has no samples of the levels it is made of"
                 continue
             level, gap = max(
                 ((level, have - want) for level, have, want in zip(levels, row, wanted, strict=True)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from observe_r1.ladder.images import StoredImage
 from observe_r1.ladder.inspection import Inspection
-from observe_r1.ladder.inspection_terminal import complexity_histogram
+from observe_r1.ladder.inspection_terminal import complexity_histogram, shards
 from observe_r1.ladder.sample import Sample
 from observe_r1.ladder.stored import question_of
 
@@ -23,12 +24,13 @@ MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7; --bar: #3b6fd4; --card: #f6f8fb; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #333b48; --card: #1b212b; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; } .soft { color: var(--soft); }
 .columns { display: flex; flex-wrap: wrap; gap: 2rem; } .columns > div { flex: 1 1 20rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .15rem .5rem; text-align: right; font-weight: normal; } th:first-child { text-align: left; }
-.matrix td { min-width: 3rem; border: 1px solid var(--line); }
+td, th { padding: .15rem .5rem; text-align: right; font-weight: normal; }
+th:first-child { text-align: left; white-space: nowrap; }
+.matrix { font-size: .8rem; } .matrix td { min-width: 2.6rem; padding: .2rem .3rem; border: 1px solid var(--line); }
 .bars td:nth-child(3) { text-align: left; width: 14rem; }
 .bar { background: var(--bar); height: .8rem; border-radius: 2px; }
 .problems li { margin: .2rem 0; }
@@ -48,7 +50,7 @@ def write_page(found: Inspection, path: Path) -> None:
 def page(found: Inspection) -> str:
     """The HTML text."""
     held_out = f", {found.held_out} held out" if found.held_out else ""
-    head = f"{found.samples:,} samples{held_out} in {found.shards} shards, {found.bytes / 1e6:,.1f} MB"
+    head = f"{found.samples:,} samples{held_out} in {shards(found)}, {found.bytes / 1e6:,.1f} MB"
     levels = {name: found.levels[name] for name in found.level_names}
     notes = {name: f"{tokens:.0f}" for name, tokens in found.tokens_by_level.items()}
     parts = [
@@ -131,11 +133,15 @@ def _heat(
 def _built(built: Mapping[str, object]) -> str:
     """How the ladder was made, without the matrix, which is shown above."""
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
+        f"<tr><th>{escape(name)}</th><td style='text-align:left'>{escape(_plain(value))}</td></tr>"
         for name, value in built.items()
         if name != "mixing" and value is not None
     )
     return f"<h2>How it was made</h2><table>{rows}</table>" if rows else ""
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _examples(level: str, samples: Sequence[Sample[StoredImage]]) -> str:

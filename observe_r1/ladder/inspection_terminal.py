@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,14 +14,14 @@ from rich.text import Text
 from observe_r1.ladder.inspection import Inspection
 
 BAR = 32  # characters of the longest one
-BINS = 12
+BINS = 12  # at most
 
 
 def print_report(found: Inspection, console: Console) -> None:
     """Counts, histograms, the mixing matrix and the problems."""
     console.rule(escape(found.name))
     held_out = f", {found.held_out} held out" if found.held_out else ""
-    console.print(f"{found.samples} samples{held_out} in {found.shards} shards, {found.bytes / 1e6:.1f} MB")
+    console.print(f"{found.samples} samples{held_out} in {shards(found)}, {found.bytes / 1e6:.1f} MB")
     for title, counts in (("source", found.sources), ("answer", found.answers), ("images", found.images)):
         shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(8))
         more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
@@ -38,10 +39,17 @@ def print_report(found: Inspection, console: Console) -> None:
         console.print("No problems found.")
 
 
+def shards(found: Inspection) -> str:
+    return "1 shard" if found.shards == 1 else f"{found.shards} shards"
+
+
 def complexity_histogram(found: Inspection) -> dict[str, int]:
     """Samples by mean length."""
-    counts, edges = np.histogram(found.complexities, bins=BINS)
-    return {f"{low:.0f}–{high:.0f}": int(n) for low, high, n in zip(edges, edges[1:], counts, strict=False)}
+    lowest, highest = math.floor(min(found.complexities)), math.floor(max(found.complexities)) + 1
+    width = -(-(highest - lowest) // BINS)
+    edges = range(lowest, highest + width, width)
+    counts, _ = np.histogram(found.complexities, bins=list(edges))
+    return {f"{low}–{low + width}": int(count) for low, count in zip(edges, counts, strict=False)}
 
 
 def _bars(title: str, counts: Mapping[str, int], notes: Mapping[str, str] | None = None) -> Table:

@@ -69,11 +69,13 @@ def screen(
     verdicts = reward.verdicts([(sample.gold, case.completion) for _, sample, case in tried])
     for (number, sample, case), verdict in zip(tried, verdicts, strict=True):
         accepted, record = verdict is Verdict.CORRECT, records[number]
-        if "reason" in record or accepted is case.expected:
+        if "reason" in record:
             continue
-        if case.kind == "itself":
-            record |= {"reason": "gold_unparseable", "detail": f"{sample.answer!r} against itself: {verdict.value}"}
-        else:
+        # what is equal letter by letter is right without algebra: an unreadable gold shows at the other answers
+        if verdict is Verdict.UNPARSEABLE_GOLD or (case.kind == "itself" and not accepted):
+            detail = f"{sample.answer!r} against {case.answer!r}: {verdict.value}"
+            record |= {"reason": "gold_unparseable", "detail": detail}
+        elif accepted and not case.expected:
             record |= {"reason": "gold_accepts_wrong", "detail": f"{sample.answer!r} accepts {case.answer!r}"}
     return records
 

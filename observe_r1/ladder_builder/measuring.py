@@ -71,7 +71,7 @@ class Rollouts:
             "prompt": asdict(self.prompt),
             "sampling": asdict(self.sampling),
             "engine": None if self.rollout is None else type(self.rollout).__name__,
-            "accuracy": type(self.accuracy).__name__,
+            "accuracy": None if self.accuracy is None else type(self.accuracy).__name__,
             "seed": seed,
         }
 
