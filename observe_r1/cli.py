@@ -40,7 +40,7 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
     positional = list(arguments[:1]) != ["build"]
     command = own_command(name, arguments)
     try:
-        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=positional)  # type: ignore[arg-type]
+        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=positional)
     except (ValueError, OSError) as error:
         sys.exit(f"observe-r1 {name}: {error}")
     sys.exit(getattr(result, "exit_code", 0))

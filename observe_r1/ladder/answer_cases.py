@@ -59,7 +59,7 @@ def answer_cases(gold: Gold, others: Sequence[str] = ()) -> Iterator[AnswerCase]
 
     Args:
         gold: A judgeable one.
-        others: Golds of other questions; those that differ from this one are wrong answers to it.
+        others: Golds of other questions; texts that differ from this one are wrong answers to it.
     """
     yield AnswerCase("itself", "itself", gold.answer)
     forms = {"choice": _choice_forms, "number": _number_forms, "text": _text_forms, "math": _math_forms}
@@ -72,7 +72,8 @@ def answer_cases(gold: Gold, others: Sequence[str] = ()) -> Iterator[AnswerCase]
     for form, answer in wrong[kind](gold).items():
         yield AnswerCase("wrong", form, answer)
     for answer in others:
-        if kind in ("text", "math") and folded(normalise(answer)) != folded(normalise(gold.answer)):
+        # expressions that look different may be equal, so another question's is not known to be wrong
+        if kind == "text" and folded(normalise(answer)) != folded(normalise(gold.answer)):
             yield AnswerCase("wrong", "gold of another question", answer)
     for answer in ADVERSARIAL:
         if folded(answer) != folded(normalise(gold.answer)):

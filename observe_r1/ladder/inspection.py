@@ -22,6 +22,7 @@ from observe_r1.ladder.stored import StoredLadder
 HELD_OUT = "held_out"
 PAGE = "inspection.html"
 UNKNOWN = "unknown"
+FEW = 20  # samples of a stage below which its shares say nothing
 
 
 @dataclass
@@ -198,7 +199,7 @@ def _doubts(found: Inspection, backwards: int, repeated: int) -> Iterator[str]:
         for stage, row, wanted in zip(
             found.mixing.stages, (shares[stages.index(s)] for s in found.mixing.stages), asked, strict=True
         ):
-            if not counts.get(stage):
+            if counts.get(stage, 0) < FEW:
                 continue
             level, gap = max(
                 ((level, have - want) for level, have, want in zip(levels, row, wanted, strict=True)),

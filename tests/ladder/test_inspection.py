@@ -137,7 +137,8 @@ def test_problems_are_named(ladder: Path, tmp_path: Path, make_sample: Any) -> N
     assert "no sample has a difficulty" in " ".join(inspect(tmp_path / "plain").problems)
 
     backwards = [make_sample(n, difficulty=0.5, stage=stage) for n, stage in enumerate((0.5, 0.25, 0.25, 0.5))]
-    twice = [*backwards, make_sample(3, difficulty=1.0, stage=0.5), make_sample(9)]
+    same_level = [make_sample(n, difficulty=0.5, stage=0.5) for n in range(20, 50)]
+    twice = [*backwards, make_sample(3, difficulty=1.0, stage=0.5), make_sample(9), *same_level]
     write_ladder(twice, tmp_path / "odd", built=MIXED)
     problems = inspect(tmp_path / "odd").problems
     for part in (
@@ -145,7 +146,7 @@ def test_problems_are_named(ladder: Path, tmp_path: Path, make_sample: Any) -> N
         "1 samples have no difficulty",
         "the stage goes back 1 times",
         "stages 0, 0.125, 0.375, 0.625, 0.75, 0.875, 1 are empty",
-        "stage 0.25 has 77% more of level 0.5 than the matrix asks for",
+        "stage 0.5 has 38% more of level 0.5 than the matrix asks for",
     ):
         assert any(part in problem for problem in problems), (part, problems)
 
