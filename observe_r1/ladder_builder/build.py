@@ -87,7 +87,7 @@ class BuildReport:
 
 
 def build_ladder(
-    sources: list[Path],
+    sources: list[Path] | Path,
     output: Path,
     rollouts: Rollouts,
     trainer: BuildTrainer,
@@ -109,7 +109,7 @@ def build_ladder(
     A build that was interrupted, however, continues where it was when it is started again.
 
     Args:
-        sources: Ladders as `observe-r1 ladder import` makes them; their difficulties are not looked at.
+        sources: One ladder or several, as `observe-r1 ladder import` makes them; their difficulties are not looked at.
         output: Directory of the new ladder; must not exist yet, or be empty.
         rollouts: Who measures the difficulty.
         trainer: Lightning's Trainer, which runs the rollouts: devices, strategy, precision, callbacks.
@@ -130,6 +130,7 @@ def build_ladder(
         ValueError: A source is no ladder, the work directory belongs to other settings or another running build, no
             question remains, an option is out of range, or the output exists.
     """
+    sources = sources if isinstance(sources, list) else [sources]
     if questions_per_block < 1:
         raise ValueError(f"questions_per_block is {questions_per_block}; it must be at least 1")
     if max_samples is not None and max_samples < 1:

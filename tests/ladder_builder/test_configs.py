@@ -28,7 +28,7 @@ def instantiate(name: str, *arguments: str) -> Any:
     """The arguments of `build_ladder`, made by its own parser."""
     parser = auto_parser(build_ladder, as_positional=False)
     given = [f"--config={ROOT / 'configs/ladder' / name}", "--sources=[data]", "--output=out", *STAND_IN, *arguments]
-    return parser.instantiate_classes(parser.parse_args(given))
+    return parser.instantiate(parser.parse_args(given))
 
 
 def test_the_paper_values() -> None:
@@ -42,6 +42,12 @@ def test_the_paper_values() -> None:
     assert found.label_noise.drop == "both"
     assert isinstance(found.simple, SimpleQuestions)
     assert "final answer" in found.simple.instruction
+
+
+def test_one_source_or_several() -> None:
+    assert instantiate("build_quickstart.yaml").sources == [Path("data")]
+    assert instantiate("build_quickstart.yaml", "--sources=data/one").sources == Path("data/one")
+    assert instantiate("build_quickstart.yaml", "--sources=[one,two]").sources == [Path("one"), Path("two")]
 
 
 def test_a_matrix_and_an_engine_of_ones_own() -> None:
