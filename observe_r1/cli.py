@@ -97,12 +97,13 @@ def run_lightning_command() -> None:
 
 def quiet_lightning() -> None:
     """Leaves out what is of no use to a user."""
-    # Lightning's advertisements, its own call of a deprecated torch function, and that the
-    # reference model does not train
+    # Lightning's advertisements, its own call of a deprecated torch function, that the reference model does not train,
+    # and that our loaders have no batch sampler
     notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     notes.addFilter(lambda record: "Tip:" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
 
 
 def locate_config(argument: str) -> str:

@@ -144,7 +144,7 @@ def build_ladder(
         drops = _Drops()
         given = {"sources": [[source.name, _digest(stored, source)] for source in sources]}
         options = MeasuringOptions(seed, questions_per_block, workers, keep_completions)
-        screening = _screening(work / "1-screening", given, stored, rank)
+        screening = _screening(work / "1-screening", given, stored, rollouts.accuracy, rank)
         ids: dict[int, str] = {}
         candidates = drops.sift(_named(drop_known(screening.records(), Contamination(contamination)), ids))
         if simple is not None:
@@ -211,10 +211,13 @@ class _Drops:
                 file.write(json.dumps(line) + "\n")
 
 
-def _screening(directory: Path, settings: dict[str, Any], stored: StoredLadder, rank: int) -> BlockJournal:
+def _screening(
+    directory: Path, settings: dict[str, Any], stored: StoredLadder, accuracy: AccuracyReward | None, rank: int
+) -> BlockJournal:
+    settings = {**settings, "accuracy": None if accuracy is None else type(accuracy).__name__}
     journal = BlockJournal(directory, settings, -(-len(stored) // SCREENED_PER_BLOCK))
     if rank == 0 and (pending := journal.pending()):
-        reward, writer = AccuracyReward(), journal.writer()
+        reward, writer = accuracy or AccuracyReward(), journal.writer()
         try:
             for block in track(pending, "Screening", console=Console(stderr=True)):
                 start = block * SCREENED_PER_BLOCK
@@ -248,16 +251,20 @@ def _too_simple(journal: BlockJournal) -> Iterator[dict[str, Any]]:
 
 def _measured(journal: BlockJournal, drops: _Drops, options: LabelNoiseOptions) -> dict[int, Measurement]:
     """The measurements of the questions that stay, by position."""
-    records = [record for record in journal.records() if "reason" not in record]
-    drops.sift(record for record in journal.records() if "reason" in record)
-    measurements = [Measurement(record["n_correct"], record["lengths"]) for record in records]
+    measured: dict[int, Measurement] = {}
+    for record in journal.records():
+        if "reason" in record:
+            drops.add(record["position"], record["reason"], record["detail"])
+        else:
+            measured[record["position"]] = Measurement(record["n_correct"], record["lengths"])
     kept = {}
-    for record, measurement, reason in zip(records, measurements, noise_reasons(measurements, options), strict=True):
+    reasons = noise_reasons(list(measured.values()), options)
+    for (position, measurement), reason in zip(measured.items(), reasons, strict=True):
         if reason is None:
-            kept[record["position"]] = measurement
+            kept[position] = measurement
         else:
             detail = f"difficulty {measurement.difficulty:g}, {measurement.complexity:g} tokens"
-            drops.add(record["position"], reason, detail)
+            drops.add(position, reason, detail)
     if not kept:
         raise ValueError(f"no question remains: {dict(drops.counts)}")
     return kept
