@@ -243,7 +243,8 @@ def measure(
     """The finished journal of answers to the questions at these positions; continues where it was interrupted."""
     listed = hashlib.sha256(json.dumps(list(positions)).encode()).hexdigest()
     size = options.questions_per_block
-    settings = {**settings, **rollouts.settings(options.seed), "questions": listed, "questions_per_block": size}
+    settings = {**settings, **rollouts.settings(options.seed), "precision": str(trainer.precision)}
+    settings |= {"questions": listed, "questions_per_block": size}
     journal = BlockJournal(directory, settings, -(-len(positions) // size))
     if journal.pending():
         writer = MeasurementWriter(journal, options.keep_completions)
