@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-OWN_COMMANDS = ("ladder",)
+OWN_COMMANDS = ("ladder", "audit")
 DESCRIPTION = (
-    "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
-    "data (see `observe-r1 ladder --help`), `observe-r1 serve` starts a vLLM server for a training (see "
-    "`observe-r1 serve --help`); the subcommands below train and evaluate."
+    "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import`, `build` and `inspect` make "
+    "a ladder from your own data, `audit` tries its answers on the verification, `serve` starts a vLLM server for a "
+    "training (each has its own --help); the subcommands below train and evaluate."
 )
 
 
@@ -34,16 +34,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_own_command(name: str, arguments: Sequence[str]) -> None:
-    """`observe-r1 ladder ...`; imports what the command needs only."""
+    """`observe-r1 ladder ...` and `observe-r1 audit ...`; the exit code is that of what the command returns."""
+    quiet_lightning()
     from jsonargparse import auto_cli
 
-    from observe_r1.ladder.importers import import_ladder
-
-    commands = {"ladder": {"import": import_ladder}}
+    # a build is written down in a config; the others take their paths as they come
+    positional = list(arguments[:1]) != ["build"]
+    command = own_command(name, arguments)
     try:
-        auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=positional)
     except (ValueError, OSError) as error:
         sys.exit(f"observe-r1 {name}: {error}")
+    sys.exit(getattr(result, "exit_code", 0))
+
+
+def own_command(name: str, arguments: Sequence[str]) -> Any:
+    """What a command line runs, or several by name; imports what is needed only."""
+    if name == "audit":
+        from observe_r1.ladder.audit import audit_ladder
+
+        return audit_ladder
+    wanted = arguments[0] if arguments else ""
+    commands: dict[str, Any] = {}
+    if wanted not in ("build", "inspect"):
+        from observe_r1.ladder.importers import import_ladder
+
+        commands["import"] = import_ladder
+    if wanted not in ("import", "inspect"):
+        from observe_r1.ladder_builder.build import build_ladder
+
+        commands["build"] = build_ladder
+    if wanted not in ("import", "build"):
+        from observe_r1.ladder.inspection import inspect_ladder
+
+        commands["inspect"] = inspect_ladder
+    return commands
 
 
 def run_serve(arguments: Sequence[str]) -> None:
@@ -74,17 +99,9 @@ def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
     from observe_r1.checkpoint import check_requested
 
-    _quieten()
+    quiet_lightning()
     check_requested(sys.argv)
     _run_cli(_cli_class())
-
-
-def _quieten() -> None:
-    """Of no use to a user: advertisements, Lightning's use of what torch deprecates, that the reference is frozen."""
-    notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    notes.addFilter(lambda record: "Tip:" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
 def _cli_class() -> Any:
@@ -111,6 +128,17 @@ def _run_cli(cli: Any, **options: Any) -> Any:
         parser_kwargs={"description": DESCRIPTION},
         **options,
     )
+
+
+def quiet_lightning() -> None:
+    """Leaves out what is of no use to a user."""
+    # Lightning's advertisements, its own call of a deprecated torch function, that the reference model does not train,
+    # and that our loaders have no batch sampler
+    notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    notes.addFilter(lambda record: "Tip:" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
 
 
 def locate_config(argument: str) -> str:

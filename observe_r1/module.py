@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import is_well_formed
 from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
-from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
+from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
 from observe_r1.metrics import PassRate, step_sums
@@ -70,6 +70,7 @@ class ObserveR1(L.LightningModule):
         optimizer: Optimizer of the trainable parameters.
         scheduler: Learning-rate schedule, given the optimizer and the optimizer steps of the run.
         validation_max_new_tokens: Length limit of the greedy answers to held-out questions; null: as in training.
+        prediction: What `predict` gives: one `greedy` answer to each question, or a group `sampled` as in training.
         seed: Seed of the sampling. The command line sets it from `seed_everything`.
     """
 
@@ -89,6 +90,7 @@ class ObserveR1(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
         validation_max_new_tokens: int | None = None,
+        prediction: Literal["greedy", "sampled"] = "greedy",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -108,6 +110,7 @@ class ObserveR1(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.greedy = SamplingOptions(1, 0.0, 1.0, validation_max_new_tokens or self.sampling.max_new_tokens)
+        self.prediction = prediction
         self.seed = seed
         self.clock = PhaseClock()
         self.pass_rate = PassRate()
@@ -275,7 +278,7 @@ class ObserveR1(L.LightningModule):
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
-        answers = self._answer(sealed.content)
+        answers = self._answer(sealed.content, self.greedy)
         judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(
             [group.prompt.prompt.difficulty for group in judged],
@@ -301,17 +304,18 @@ class ObserveR1(L.LightningModule):
 
     def predict_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
         # Lightning keeps predictions until the end, so they go without their pictures
-        answers = self._answer(sealed.content)
+        answers = self._answer(sealed.content, self.greedy if self.prediction == "greedy" else self.sampling)
         for group in answers:
             bare = dataclasses.replace(group.prompt.prompt, images=[])
             group.prompt = dataclasses.replace(group.prompt, prompt=bare, vision=None)
         return Sealed(answers)
 
-    def _answer(self, prompts: list[EncodedPrompt]) -> list[PromptGroup]:
-        """One greedy answer to each question."""
+    def _answer(self, prompts: list[EncodedPrompt], sampling: SamplingOptions) -> list[PromptGroup]:
+        """Judged answers to questions. Samples depend on the first position among them, not on what came before."""
         started = time.perf_counter()
+        seed = rollout_seed(self.seed, 0, prompts[0].prompt.position, 0) if prompts else self.seed
         with self._inference():
-            groups = self.collector.sample(prompts, self.greedy, self.seed, PhaseClock())
+            groups = self.collector.sample(prompts, sampling, seed, PhaseClock())
         self.clock.add("validate", time.perf_counter() - started)
         self.verdicts["held_out"].update(self.rewards.take_counts())
         return groups

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,8 +72,8 @@ PAPER_MIXING = Mixing(
 class Curriculum:
     """An order of samples: `order[n]` is the sample trained n-th, `stages[n]` its stage (None without mixing)."""
 
-    order: tuple[int, ...]
-    stages: tuple[float | None, ...]
+    order: Sequence[int]
+    stages: Sequence[float | None]
 
 
 def arrange(
@@ -116,16 +117,29 @@ def arrange(
         complexity = complexities[sample]
         return difficulties[sample], math.inf if complexity is None else complexity, ids[sample]
 
-    ranked = sorted(range(len(ids)), key=rank)
-    if mixing is None:
-        return Curriculum(tuple(ranked), (None,) * len(ranked))
+    curriculum = mix(sorted(range(len(ids)), key=rank), difficulties, mixing, seed)
+    return Curriculum(tuple(curriculum.order), tuple(curriculum.stages))
 
-    levels: list[list[int]] = [[] for _ in mixing.levels]
+
+def mix(ranked: Sequence[int], difficulties: Sequence[float], mixing: Mixing | None, seed: int) -> Curriculum:
+    """Put samples that are ranked from easy to hard into stages, as `arrange` does.
+
+    Args:
+        ranked: Sample numbers.
+        difficulties: By sample number.
+        mixing: The matrix; None keeps the order.
+        seed: Of the order within each stage.
+    """
+    if mixing is None:
+        return Curriculum(ranked, (None,) * len(ranked))
+
+    # arrays: of a million samples, lists of numbers take five times as much
+    levels = [array("q") for _ in mixing.levels]
     for sample in ranked:
         levels[_nearest(mixing.levels, difficulties[sample])].append(sample)
     counts = stage_counts([len(level) for level in levels], mixing)
     generator = random.Random(seed)
-    order: list[int] = []
+    order = array("q")
     stages: list[float | None] = []
     taken = [0] * len(levels)
     for stage, row in zip(mixing.stages, counts, strict=True):
@@ -134,9 +148,9 @@ def arrange(
             members += levels[level][taken[level] : taken[level] + count]
             taken[level] += count
         generator.shuffle(members)
-        order += members
+        order.extend(members)
         stages += [stage] * len(members)
-    return Curriculum(tuple(order), tuple(stages))
+    return Curriculum(order, stages)
 
 
 def stage_counts(level_counts: Sequence[int], mixing: Mixing) -> list[list[int]]:

@@ -35,7 +35,7 @@ def check_header(data: bytes, max_pixels: int, formats: tuple[str, ...] = ("PNG"
     Raises:
         BadSample: `image_corrupt`, `image_too_large` or `image_unsupported`.
     """
-    with _defects_named():
+    with decoding():
         image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
     if width * height > max_pixels:
@@ -60,7 +60,7 @@ def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS
     """
     if isinstance(image, bytes):
         opened = check_header(image, max_pixels, READABLE_FORMATS)
-        with _defects_named():
+        with decoding():
             opened.load()
         extension = STORED_FORMATS.get(opened.format or "")
         if extension is not None and not _is_transparent(opened):
@@ -72,7 +72,8 @@ def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 @contextmanager
-def _defects_named() -> Iterator[None]:
+def decoding() -> Iterator[None]:
+    """What Pillow raises on damaged data, as `BadSample`."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

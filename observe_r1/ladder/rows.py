@@ -1,49 +1,28 @@
-"""Rows of the Observe-R1 release's format, JSON or JSON Lines, to samples.
+"""Rows of the Observe-R1 release's format to samples; `columns` brings other formats into this form.
 
 A row has `message` (or `messages`), a chat as a list or as that list in a JSON string; `answer`; and where known `id`,
 `source`, `answer_type`, `choices`, `precision`, `unit`, `difficulty`, `complexity`, `n_correct`, `n_rollouts`. Images
-are items `{"type": "image", "image": …}` of a message, or stand in the column `images` (or `image`) of the row.
+are items `{"type": "image", "image": …}` of a message, or stand in the column `images` of the row: as paths, addresses,
+or encoded, as `{"bytes": …}` or bytes.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from observe_r1.ladder.addresses import read_image
+from observe_r1.ladder.columns import Columns, Format, columns_of, release_row
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, StoredImage, store_image
 from observe_r1.ladder.sample import BadSample, Sample, parse_json
 
+Reference = str | bytes  # a path or an address, or the encoded image itself
 MARKER = "<image>"  # where an image belongs in a text, in data sets that keep images apart
 REFERENCES = ("image", "image_url", "url", "path")  # keys of an image item that hold its path or address
+SPEAKERS = {"human": "user", "gpt": "assistant"}
 COPIED = ("answer_type", "choices", "precision", "unit", "difficulty", "complexity", "n_correct", "n_rollouts")
-
-
-def read_rows(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON list or of JSON Lines, numbered from 1 (JSON Lines: the line's number).
-
-    A line that is not JSON comes as the `BadSample` that says so. JSON Lines are read line by line, a list as a whole.
-
-    Raises:
-        ValueError: The file holds a JSON list that cannot be parsed.
-    """
-    if _starts_with_bracket(file):
-        try:
-            yield from enumerate(json.load(file), start=1)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"the input starts as a JSON list but cannot be parsed ({error}); repair the file"
-            ) from error
-        return
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                yield number, parse_json(line)
-            except BadSample as bad:
-                yield number, bad
 
 
 def sample_of(
@@ -51,6 +30,9 @@ def sample_of(
     default_id: str,
     directory: Path,
     *,
+    format: Format = "auto",
+    columns: Columns = Columns(),
+    source: str = "",
     image_root: Path | None = None,
     system_prompt: str | None = None,
     max_image_pixels: int = DEFAULT_MAX_PIXELS,
@@ -58,9 +40,12 @@ def sample_of(
     """The sample that a row describes.
 
     Args:
-        row: As `read_rows` gives it.
+        row: The content of a table's row.
         default_id: The sample's id if the row has none.
         directory: Where the input lies, for relative image paths.
+        format: Of the row.
+        columns: Those that are not as the format has them.
+        source: Of rows that name none.
         image_root: Where the images lie.
         system_prompt: Takes the place of the row's system message.
         max_image_pixels: Largest width × height of an image.
@@ -72,66 +57,82 @@ def sample_of(
         raise row
     if not isinstance(row, Mapping):
         raise BadSample("json_invalid", f"a row is a JSON object, this is {type(row).__name__}")
+    row = release_row(row, columns_of(row, format, columns))
     messages, references = _place_images(_messages(row), _column_images(row))
     if system_prompt is not None:
         messages = [message for message in messages if message.get("role") != "system"]
         messages.insert(0, {"role": "system", "content": system_prompt})
     document = {name: row.get(name) for name in COPIED}
-    document |= {"messages": messages, "id": _plain(row.get("id"), default_id), "source": _plain(row.get("source"), "")}
+    document |= {
+        "messages": messages,
+        "id": _plain(row.get("id"), default_id),
+        "source": _plain(row.get("source"), source),
+    }
     document["answer"] = _plain(row.get("answer"), None)
     if document["difficulty"] is None and document["n_rollouts"] and isinstance(document["n_correct"], int):
         document["difficulty"] = 1 - document["n_correct"] / document["n_rollouts"]
     # Texts, numbers and the gold are checked before any image is fetched.
     Sample.from_document(document, references)
-    images = [store_image(read_image(reference, directory, image_root), max_image_pixels) for reference in references]
+    images = [
+        store_image(
+            reference if isinstance(reference, bytes) else read_image(reference, directory, image_root),
+            max_image_pixels,
+        )
+        for reference in references
+    ]
     return Sample.from_document(document, images)
 
 
-def _starts_with_bracket(file: BinaryIO) -> bool:
-    """Whether the first character that is not white space is `[`; leaves the file at its start."""
-    first = b""
-    while (byte := file.read(1)) and not first:
-        first = byte.strip(b" \t\r\n\xef\xbb\xbf")
-    file.seek(0)
-    return first == b"["
-
-
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    messages = row.get("messages", row.get("message"))
-    if messages is None:
-        raise BadSample("field_missing", "message")
+    messages = row["messages"]
     if isinstance(messages, str):
         messages = parse_json(messages)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise BadSample("messages_invalid", f"not a list of chat messages: {messages!r:.80}")
-    return messages
+    return [_with_role(message) for message in messages]
 
 
-def _column_images(row: Mapping[str, Any]) -> list[str]:
-    images = row.get("images", row.get("image"))
+def _with_role(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of `from` and `value`, as conversations of supervised sets have them, with role and content."""
+    if "role" in message or "from" not in message:
+        return message
+    return {"role": SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
+
+
+def _column_images(row: Mapping[str, Any]) -> list[Reference]:
+    images = row.get("images")
     if images is None:
         return []
     return [_reference(image) for image in (images if isinstance(images, list) else [images])]
 
 
-def _reference(image: object) -> str:
-    """The path or address in an image item: a text, or a level further down, as in `{"image_url": {"url": …}}`."""
+def _reference(image: object) -> Reference:
+    """The path, address or content of an image: itself, or a level further down, as in `{"image_url": {"url": …}}`."""
+    if isinstance(image, bytes):
+        return image
     if isinstance(image, Mapping):
+        content = image.get("bytes")
+        if isinstance(content, bytes):
+            return content
         image = next((image[name] for name in REFERENCES if image.get(name)), None)
-        return _reference(image) if isinstance(image, (str, Mapping)) else _reference(None)
+        return _reference(image) if isinstance(image, (str, bytes, Mapping)) else _reference(None)
     if not isinstance(image, str) or not image.strip():
         raise BadSample("messages_invalid", f"an image is a path, an address or a data URL, not {image!r:.80}")
     return image
 
 
-def _place_images(messages: Sequence[dict[str, Any]], column: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def _place_images(
+    messages: Sequence[dict[str, Any]], column: list[Reference]
+) -> tuple[list[dict[str, Any]], list[Reference]]:
     """The messages with image items that hold indices, and the image references in the order of those indices.
 
     Images of the row's column fill, in order, the image items without a reference and the markers in the texts. Where
-    there are neither, they go to the first user message, ahead of what it holds.
+    there are neither, they go to the first user message, ahead of what it holds. A column that only repeats the
+    references of the messages is left out.
     """
-    remaining = deque(column)
     contents = [_items(message) for message in messages]
+    inline = [_reference(item) for items in contents for item in items if _is_image(item) and _refers(item)]
+    remaining = deque([] if column == inline else column)
     if not any(_wants_image(item) for items in contents for item in items):
         for message, items in zip(messages, contents, strict=True):
             if message.get("role") == "user":
@@ -139,7 +140,7 @@ def _place_images(messages: Sequence[dict[str, Any]], column: list[str]) -> tupl
                 remaining.clear()
                 break
     placed: list[dict[str, Any]] = []
-    references: list[str] = []
+    references: list[Reference] = []
     for message, items in zip(messages, contents, strict=True):
         content: list[dict[str, Any]] = []
         for item in _at_markers([_filled(item, remaining) for item in items], remaining):
@@ -180,7 +181,7 @@ def _markers(item: Mapping[str, Any]) -> int:
     return text.count(MARKER) if isinstance(text, str) else 0
 
 
-def _filled(item: dict[str, Any], remaining: deque[str]) -> dict[str, Any]:
+def _filled(item: dict[str, Any], remaining: deque[Reference]) -> dict[str, Any]:
     if not _is_image(item) or _refers(item):
         return item
     if not remaining:
@@ -188,7 +189,7 @@ def _filled(item: dict[str, Any], remaining: deque[str]) -> dict[str, Any]:
     return {"type": "image", "image": remaining.popleft()}
 
 
-def _at_markers(items: list[dict[str, Any]], remaining: deque[str]) -> list[dict[str, Any]]:
+def _at_markers(items: list[dict[str, Any]], remaining: deque[Reference]) -> list[dict[str, Any]]:
     """The items with the images of the message, then those of the row, where its markers want them."""
     markers = sum(map(_markers, items))
     if not markers:

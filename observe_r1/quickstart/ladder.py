@@ -82,13 +82,7 @@ def build_quickstart_ladder(
 def measure(sampler: Sampler, prompts: list[Prompt], n_rollouts: int) -> list[Prompt]:
     """The prompts with the difficulty and the complexity that `n_rollouts` responses to each of them show."""
     return [
-        dataclasses.replace(
-            prompt,
-            difficulty=1 - judged.pass_rate,
-            complexity=judged.mean_tokens,
-            n_correct=judged.n_correct,
-            n_rollouts=n_rollouts,
-        )
+        dataclasses.replace(prompt, **judged.measurement.fields())
         for prompt, judged in zip(prompts, judge(sampler, prompts, n_rollouts), strict=True)
     ]
 

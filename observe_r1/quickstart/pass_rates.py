@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from observe_r1.answers import Gold, answer_content, fast_verdict, is_well_formed
 from observe_r1.experience import Prompt
+from observe_r1.ladder.measurement import Measurement
 from observe_r1.quickstart.sampling import Answered, Sampler
 
 
@@ -23,8 +24,8 @@ class Judged:
         return self.n_correct / len(self.answered)
 
     @property
-    def mean_tokens(self) -> float:
-        return sum(one.n_tokens for one in self.answered) / len(self.answered)
+    def measurement(self) -> Measurement:
+        return Measurement(self.n_correct, [one.n_tokens for one in self.answered])
 
 
 def is_correct(text: str, gold: Gold) -> bool:

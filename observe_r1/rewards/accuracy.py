@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from observe_r1.answers import (
     MAX_ANSWER_CHARACTERS,
@@ -35,6 +35,8 @@ class AccuracyReward(CorrectnessReward):
         timeout_seconds: CPU time for one comparison.
         batch_timeout_seconds: wall time for all comparisons of a batch, beside 0.02 s for each.
         memory_bytes: address space of a process.
+        untagged: what a completion without an answer block is: `wrong`, or judged as a `whole`, for a policy that was
+            told to give nothing but the answer.
         name: key of the score in logs.
     """
 
@@ -45,24 +47,27 @@ class AccuracyReward(CorrectnessReward):
         timeout_seconds: float = 1.0,
         batch_timeout_seconds: float = 6.0,
         memory_bytes: int = 2 * 1024**3,
+        untagged: Literal["wrong", "whole"] = "wrong",
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
+        self.untagged = untagged
         self.verifier = AnswerVerifier(workers, timeout_seconds, batch_timeout_seconds, memory_bytes)
 
     def score(self, prompt: Prompt, completion: Completion) -> float:
-        return float(_group_verdicts(self._verdicts([(prompt.gold, completion.text)]))[0] or False)
+        return float(_group_verdicts(self.verdicts([(prompt.gold, completion.text)]))[0] or False)
 
     def judge_groups(self, groups: Sequence[PromptGroup]) -> list[list[bool | None]]:
         pairs = [(group.prompt.prompt.gold, completion.text) for group in groups for completion in group.completions]
-        verdicts = iter(self._verdicts(pairs))
+        verdicts = iter(self.verdicts(pairs))
         return [_group_verdicts([next(verdicts) for _ in group.completions]) for group in groups]
 
-    def _verdicts(self, pairs: Sequence[tuple[Gold, str]]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[tuple[Gold, str]]) -> list[Verdict]:
         """The verdict on each completion text against its gold, counted."""
-        verdicts = [_quick_verdict(gold, text) for gold, text in pairs]
+        answers_given = [(gold, self._answer(text)) for gold, text in pairs]
+        verdicts = [_quick_verdict(gold, answer) for gold, answer in answers_given]
         open_pairs = [i for i, verdict in enumerate(verdicts) if verdict is None]
-        answers = self.verifier.verify([_comparison(*pairs[i]) for i in open_pairs])
+        answers = self.verifier.verify([_comparison(*answers_given[i]) for i in open_pairs])
         for i, verdict in zip(open_pairs, answers, strict=True):
             # an option that math-verify cannot read can still be named by its letter, so the others stay judged
             unreadable_option = verdict is Verdict.UNPARSEABLE_GOLD and gold_kind(pairs[i][0]) == "choice"
@@ -70,6 +75,12 @@ class AccuracyReward(CorrectnessReward):
         decided = [verdict for verdict in verdicts if verdict is not None]
         self.counts.update(verdict.value for verdict in decided)
         return decided
+
+    def _answer(self, text: str) -> str:
+        content = answer_content(text)
+        if content is None and self.untagged == "whole":
+            return text.strip()
+        return content or ""
 
     def close(self) -> None:
         self.verifier.close()
@@ -89,23 +100,20 @@ def gold_problems(golds: Sequence[Gold], verifier: AnswerVerifier) -> list[str |
     return problems
 
 
-def _quick_verdict(gold: Gold, text: str) -> Verdict | None:
+def _quick_verdict(gold: Gold, answer: str) -> Verdict | None:
     """What can be said without math-verify."""
     if check_gold(gold) is not None:
         return Verdict.UNPARSEABLE_GOLD
-    content = answer_content(text)
-    if not content:
+    if not answer:
         return Verdict.NO_ANSWER
-    if len(content) > MAX_ANSWER_CHARACTERS:
+    if len(answer) > MAX_ANSWER_CHARACTERS:
         return Verdict.TOO_LONG
-    right = fast_verdict(gold, content)
+    right = fast_verdict(gold, answer)
     return None if right is None else Verdict.CORRECT if right else Verdict.WRONG
 
 
-def _comparison(gold: Gold, text: str) -> Comparison:
-    content = answer_content(text)
-    assert content is not None
-    return Comparison(symbolic_gold(gold), symbolic_prediction(content), gold.precision)
+def _comparison(gold: Gold, answer: str) -> Comparison:
+    return Comparison(symbolic_gold(gold), symbolic_prediction(answer), gold.precision)
 
 
 def _group_verdicts(verdicts: Sequence[Verdict]) -> list[bool | None]:

@@ -22,8 +22,9 @@ from observe_r1.ladder.importers import import_ladder
 from observe_r1.ladder.index import open_index
 from observe_r1.ladder.manifest import Manifest
 from observe_r1.ladder.reader import LadderDataset, read_members
-from observe_r1.ladder.rows import read_rows, sample_of
+from observe_r1.ladder.rows import sample_of
 from observe_r1.ladder.sample import BadSample
+from observe_r1.ladder.tables import read_json
 
 
 def chat(*images: str, text: str = "How many?") -> list[dict]:
@@ -366,5 +367,5 @@ class TestAddresses:
 @pytest.mark.parametrize("size", [0, 3])
 def test_rows_are_numbered_as_an_editor_does(size):
     lines = b"\n" * size + b'{"a": 1}\n\n{\n'
-    numbers = [(number, isinstance(row, BadSample)) for number, row in read_rows(BytesIO(lines))]
+    numbers = [(number, isinstance(row, BadSample)) for number, row in read_json(BytesIO(lines))]
     assert numbers == [(size + 1, False), (size + 3, True)]

@@ -112,3 +112,12 @@ def test_problems_of_golds() -> None:
     verifier.close()
     assert [problem is None for problem in problems] == [True] * 4 + [False] * 4
     assert r"1.\\overline{3}" in str(problems[5])
+
+
+def test_a_completion_without_tags_can_be_judged_as_a_whole() -> None:
+    """For a policy that was told to give nothing but the answer; tags still count where there are some."""
+    pairs = [(Gold("3"), " 3.\n"), (Gold("3"), "<answer>4</answer> 3"), (Gold("3"), " "), (Gold("B"), "(B)")]
+    whole = AccuracyReward(untagged="whole").verdicts(pairs)
+    assert [verdict.value for verdict in whole] == ["correct", "wrong", "no_answer", "correct"]
+    tagged = AccuracyReward().verdicts(pairs)
+    assert [verdict.value for verdict in tagged] == ["no_answer", "wrong", "no_answer", "no_answer"]

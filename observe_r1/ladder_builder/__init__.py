@@ -1,0 +1,1 @@
+"""`observe-r1 ladder build`: difficulty by real rollouts, through Lightning's Trainer."""
