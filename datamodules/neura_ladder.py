@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
@@ -104,7 +105,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def val_dataloader(self) -> QuestionLoader | list[Any]:
-        return [] if self.held_out is None else self._questions(self.held_out)
+        if self.held_out is not None:
+            return self._questions(self.held_out)
+        # one batch without questions lets the command `validate` run for the callbacks, which may have benchmarks
+        return [[Sealed([])]] if self._trainer.state.fn == TrainerFn.VALIDATING else []
 
     def test_dataloader(self) -> QuestionLoader:
         return self._questions(self._needed_held_out("test"))

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-OWN_COMMANDS = ("ladder",)
+OWN_COMMANDS = ("ladder", "score")
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
-    "data (see `observe-r1 ladder --help`); the subcommands below train and evaluate."
+    "data (see `observe-r1 ladder --help`), `observe-r1 score` scores saved predictions again; the subcommands below "
+    "train and evaluate."
 )
 
 
@@ -30,14 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_own_command(name: str, arguments: Sequence[str]) -> None:
-    """`observe-r1 ladder ...`; imports what the command needs only."""
+    """`observe-r1 ladder ...` and `observe-r1 score ...`; imports what the command needs only."""
     from jsonargparse import auto_cli
 
-    from observe_r1.ladder.importers import import_ladder
+    components: Any
+    if name == "ladder":
+        from observe_r1.ladder.importers import import_ladder
 
-    commands = {"ladder": {"import": import_ladder}}
+        components = {"import": import_ladder}
+    else:
+        from observe_r1.evaluation.score import score_predictions
+
+        components = score_predictions
     try:
-        auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+        auto_cli(components, args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)
     except (ValueError, OSError) as error:
         sys.exit(f"observe-r1 {name}: {error}")
 
