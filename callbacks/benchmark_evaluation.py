@@ -23,6 +23,7 @@ from observe_r1.evaluation.asking import Asking, blocks_of, share, spread, weigh
 from observe_r1.evaluation.benchmark import Benchmark
 from observe_r1.evaluation.metric import BenchmarkScores
 from observe_r1.evaluation.predictions import (
+    Header,
     Prediction,
     PredictionLog,
     answered_before,
@@ -85,7 +86,9 @@ class BenchmarkEvaluation(L.Callback):
             )
         if on_error not in ("warn", "raise"):
             raise ValueError(f"BenchmarkEvaluation: on_error is {on_error!r}; choose warn or raise.")
-        SamplingOptions(1, temperature, 1.0, max_new_tokens or 1)  # refuses wrong values here
+        SamplingOptions(
+            1, temperature, 1.0, 1 if max_new_tokens is None else max_new_tokens
+        )  # refuses wrong values here
         self.benchmarks = benchmarks
         self.every_n_steps = every_n_steps
         self.at_start = at_start
@@ -169,15 +172,29 @@ class BenchmarkEvaluation(L.Callback):
         if sum_over_ranks(trainer, error is not None):  # all ranks go on, or none: one alone would wait forever
             self._fail(benchmark, error)
             return
-        scores = BenchmarkScores(benchmark).to(trainer.strategy.root_device)
-        scores.update(mine)
-        figures = scores.compute()
+        try:
+            scores = BenchmarkScores(benchmark).to(trainer.strategy.root_device)
+            scores.update(mine)
+            figures = scores.compute()  # what it and `gather` raise, they raise on every rank
+            self._publish(trainer, benchmark, figures, gather(trainer, mine), header, path)
+        except Exception as raised:
+            self._fail(benchmark, raised)
+
+    def _publish(
+        self,
+        trainer: L.Trainer,
+        benchmark: Benchmark,
+        figures: dict[str, float],
+        predictions: list[Prediction],
+        header: Header,
+        path: Path,
+    ) -> None:
+        """Figures for loggers and checkpoints, on every rank; files, a line and a picture on the first."""
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in figures.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
-        predictions = gather(trainer, mine)
         result = report(benchmark, benchmark.items, Marks.of(predictions, len(benchmark.items)))
         self.reports[benchmark.name] = result
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
         if trainer.is_global_zero:
             write_predictions(path, header, predictions)
             path.with_suffix(".json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -226,7 +243,7 @@ class BenchmarkEvaluation(L.Callback):
         from PIL import Image
 
         pairs = [(benchmark.prompt(prediction.position), prediction) for prediction in examples]
-        picture = draw_examples(pairs, f"step {trainer.global_step}, {result.line()}")
+        picture = draw_examples(pairs, f"{benchmark.name}, step {trainer.global_step}: {result.headline()}")
         Image.fromarray(picture).save(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

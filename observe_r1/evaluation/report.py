@@ -108,15 +108,17 @@ class Report:
             },
         }
 
+    def headline(self) -> str:
+        """Every accuracy with its 95 % interval."""
+        return ", ".join(
+            "{} {:.1%} [{:.1%}, {:.1%}]".format(scoring, t.accuracy, *t.interval) for scoring, t in self.overall.items()
+        )
+
     def line(self) -> str:
         """The most important figures in one line."""
-        scores = ", ".join(
-            f"{scoring} {t.accuracy:.1%} [{t.interval[0]:.1%}, {t.interval[1]:.1%}]"
-            for scoring, t in self.overall.items()
-        )
         refused = f", {self.refused} could not be asked" if self.refused else ""
         return (
-            f"{self.name}: {scores} of {self.questions} questions; {self.length:.0f} tokens, format "
+            f"{self.name}: {self.headline()} of {self.questions} questions; {self.length:.0f} tokens, format "
             f"{self.format_rate:.1%}, truncated {self.truncation_rate:.1%}{refused}"
         )
 
@@ -125,7 +127,7 @@ class Report:
         from rich.table import Table
 
         table = Table(title=self.line(), title_justify="left", title_style="bold")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for scoring in self.overall:
             table.add_column(scoring, justify="right")
             table.add_column("95 %", justify="right", style="dim")
