@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 
-from observe_r1.callbacks import BenchmarkEvaluation
+from observe_r1.callbacks import BenchmarkEvaluation, RewardLogger
+from observe_r1.cli import locate_config
+from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.evaluation import MMMU, MathVista
 from observe_r1.evaluation.predictions import Prediction, read_predictions
+from observe_r1.module import ObserveR1
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "evaluation.md").read_text()
 OVERLAY = Path(__file__).parent.parent.parent / "configs" / "evaluation" / "mathvista_mmmu.yaml"
@@ -237,7 +243,7 @@ def test_questions_that_cannot_be_asked_are_wrong_and_counted(
 ) -> None:
     (tmp_path / "own.py").write_text(OWN.replace("position == 12", "False"))
     (tmp_path / "own.yaml").write_text(own("Killing", mathvista_directory))
-    prompt = ("--model.prompt.max_prompt_tokens=40",)
+    prompt = ("--model.prompt.max_prompt_tokens=32",)
     output = run("validate", *SHORT, f"--data.ladder={tiny_ladder}", "--config=own.yaml", *prompt)
     result = figures(version(tmp_path), "mathvista", "validate")
     assert 0 < result["refused"] < 23
@@ -288,6 +294,20 @@ def test_the_benchmark_of_the_documentation(run: Any, tmp_path: Path, tiny_ladde
     file = version(tmp_path) / "evaluation/mathverse/validate.jsonl"
     assert "--benchmark mathverse.MathVerse" in run("score", file, expect=1)
     assert f"{right} / 12" in run("score", file, "--benchmark=mathverse.MathVerse")
+
+
+def test_the_overlay_goes_behind_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiment keeps its callbacks; the checkpoint looks at the steps that are evaluated."""
+    configs = [locate_config(f"--config={name}") for name in ("quickstart.yaml", "evaluation/mathvista_mmmu.yaml")]
+    monkeypatch.setattr(sys, "argv", ["observe-r1", *configs, "--trainer.accelerator=cpu"])
+    cli = LightningCLI(ObserveR1, NeuraLadderDataModule, subclass_mode_data=True, run=False, save_config_callback=None)
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    (evaluation,) = (callback for callback in callbacks if isinstance(callback, BenchmarkEvaluation))
+    (checkpoint,) = (c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "mathvista/accuracy")
+    assert [type(benchmark) for benchmark in evaluation.benchmarks] == [MathVista, MMMU]
+    assert checkpoint.mode == "max"
+    assert checkpoint._every_n_train_steps == evaluation.every_n_steps
+    assert any(isinstance(callback, RewardLogger) for callback in callbacks)
 
 
 @pytest.mark.parametrize(
