@@ -46,13 +46,13 @@ def run(tmp_path: Path, command_line: Callable[[Path], Any]) -> Any:
 
 @pytest.fixture
 def overlay(tmp_path: Path, mathvista_directory: Path, merged_mmmu: Path) -> str:
-    """The shipped overlay with the small data sets, evaluating every second step."""
+    """The shipped overlay with the small data sets, evaluating every third step."""
     document = yaml.safe_load(OVERLAY.read_text())
     evaluation, checkpoint = document["trainer"]["callbacks+"]
     mathvista, mmmu = evaluation["init_args"]["benchmarks"]
     mathvista["init_args"]["source"], mmmu["init_args"]["source"] = str(mathvista_directory), str(merged_mmmu)
-    evaluation["init_args"] |= {"every_n_steps": 2, "max_new_tokens": 24, "questions_per_batch": 5}
-    checkpoint["init_args"] |= {"every_n_train_steps": 2}
+    evaluation["init_args"] |= {"every_n_steps": 3, "max_new_tokens": 24, "questions_per_batch": 5}
+    checkpoint["init_args"] |= {"every_n_train_steps": 3}
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(document))
     return "--config=evaluation.yaml"
 
@@ -71,13 +71,16 @@ def figures(directory: Path, name: str, file: str) -> Any:
 
 @pytest.mark.slow
 def test_training_with_benchmarks(run: Any, tmp_path: Path, tiny_ladder: Path, overlay: str) -> None:
-    """Evaluated at 0, 2, 4 and 6 steps; the same weights as without; the same figures offline, from both formats."""
-    data = f"--data.ladder={tiny_ladder}"
-    run("fit", *SHORT, data)
+    """The same weights with and without, evaluated between rollouts and within one; the same figures offline.
+
+    A rollout is trained on for two steps of two micro-batches; there are evaluations at 0, 3 and 6 steps.
+    """
+    data = (f"--data.ladder={tiny_ladder}", "--trainer.accumulate_grad_batches=2")
+    run("fit", *SHORT, *data)
     run(
         "fit",
         *SHORT,
-        data,
+        *data,
         overlay,
         "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
         "--trainer.logger.save_dir=csv",
@@ -99,22 +102,22 @@ def test_training_with_benchmarks(run: Any, tmp_path: Path, tiny_ladder: Path, o
     for name, questions in (("mathvista", 23), ("mmmu", 21)):
         written = sorted(path.name for path in (with_it / "evaluation" / name).iterdir())
         assert written == sorted(
-            f"step-00000{step}.{kind}" for step in (0, 2, 4, 6) for kind in ("jsonl", "json", "png")
+            f"step-00000{step}.{kind}" for step in (0, 3, 6) for kind in ("jsonl", "json", "png")
         )
-        assert [p.position for p in predictions(with_it, name, "step-000002")] == list(range(questions))
+        assert [p.position for p in predictions(with_it, name, "step-000003")] == list(range(questions))
     assert predictions(with_it, "mathvista", "step-000000") != predictions(with_it, "mathvista", "step-000006")
     rows = list(csv.DictReader((with_it / "metrics.csv").open()))
     logged = {int(row["step"]): float(row["mathvista/accuracy"]) for row in rows if row.get("mathvista/accuracy")}
     overall = {
-        step: figures(with_it, "mathvista", f"step-00000{step}")["scores"]["strict"]["overall"] for step in (0, 2, 4, 6)
+        step: figures(with_it, "mathvista", f"step-00000{step}")["scores"]["strict"]["overall"] for step in (0, 3, 6)
     }
     assert logged == {step: pytest.approx(values["accuracy"]) for step, values in overall.items()}
     assert overall[0]["correct"] > 5  # the tiny policy can see
     (best,) = with_it.glob("checkpoints/best-*.ckpt")
     best_step = int(re.findall(r"step=(\d+)", best.name)[0])
-    assert logged[best_step] == max(logged[step] for step in (2, 4, 6))
+    assert logged[best_step] == max(logged[step] for step in (3, 6))
 
-    offline = (*SHORT, data, overlay)
+    offline = (*SHORT, *data, overlay)
     run("validate", *offline, f"--ckpt_path={with_it / 'checkpoints' / 'last.ckpt'}")
     run("validate", *offline, f"--model.policy.pretrained={with_it / 'hf'}")
     for number, name in ((1, "mathvista"), (1, "mmmu"), (2, "mathvista"), (2, "mmmu")):
@@ -141,12 +144,12 @@ def test_two_ranks_give_the_figures_of_one(run: Any, tmp_path: Path, tiny_ladder
 @pytest.mark.slow
 def test_training_on_two_ranks_logs_what_one_would(run: Any, tmp_path: Path, tiny_ladder: Path, overlay: str) -> None:
     """The metric's own figures, as loggers get them, against a recount of the saved predictions."""
-    ranks = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2")
+    ranks = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3")
     logger = ("--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=csv")
     run("fit", *SHORT, f"--data.ladder={tiny_ladder}", overlay, *ranks, *logger)
     (directory,) = tmp_path.glob("csv/*/version_*")
     rows = list(csv.DictReader((directory / "metrics.csv").open()))
-    for step in (0, 2):
+    for step in (0, 3):
         (row,) = (row for row in rows if row["step"] == str(step) and row.get("mmmu/accuracy"))
         saved = predictions(directory, "mmmu", f"step-00000{step}")
         right = sum(p.verdict.strict.is_right for p in saved)
