@@ -68,7 +68,7 @@ def judge_leniently(extraction: str, item: Item) -> Judgement:
 def unwrapped(text: str, item: Item) -> str:
     """An answer in the form that the official function reads.
 
-    - multiple choice: the option that the text names, exactly or by its letter (`b`, `B.`, `(B)`, `B: 12 cm`)
+    - multiple choice: the letter of the option that the text names, exactly or by letter (`b`, `B.`, `(B)`, `B: 12 cm`)
     - integer, float: the number without separators and unit, a fraction as a decimal; else the last number in the text
     - list: as Python prints it
 
@@ -78,7 +78,7 @@ def unwrapped(text: str, item: Item) -> str:
         return text
     if item.question_type == "multi_choice":
         index = option_index(normalise(text), tuple(item.choices))
-        return text if index is None else item.choices[index]
+        return text if index is None else chr(ord("A") + index)  # as text, an option named `A` would be the first one
     if item.answer_type == "list":
         return _python_list(text) or text
     return _number(text, item.unit) or text

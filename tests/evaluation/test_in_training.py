@@ -77,6 +77,9 @@ def test_training_with_benchmarks(run: Any, tmp_path: Path, tiny_ladder: Path, o
     """
     data = (f"--data.ladder={tiny_ladder}", "--trainer.accumulate_grad_batches=2")
     run("fit", *SHORT, *data)
+    (tmp_path / "own.py").write_text(OWN)
+    config = tmp_path / "evaluation.yaml"
+    config.write_text(config.read_text().replace("observe_r1.evaluation.MathVista", "own.Drawing"))
     run(
         "fit",
         *SHORT,
@@ -101,9 +104,7 @@ def test_training_with_benchmarks(run: Any, tmp_path: Path, tiny_ladder: Path, o
 
     for name, questions in (("mathvista", 23), ("mmmu", 21)):
         written = sorted(path.name for path in (with_it / "evaluation" / name).iterdir())
-        assert written == sorted(
-            f"step-00000{step}.{kind}" for step in (0, 3, 6) for kind in ("jsonl", "json", "png")
-        )
+        assert written == sorted(f"step-00000{step}.{kind}" for step in (0, 3, 6) for kind in ("jsonl", "json", "png"))
         assert [p.position for p in predictions(with_it, name, "step-000003")] == list(range(questions))
     assert predictions(with_it, "mathvista", "step-000000") != predictions(with_it, "mathvista", "step-000006")
     rows = list(csv.DictReader((with_it / "metrics.csv").open()))
@@ -163,7 +164,8 @@ def test_training_on_two_ranks_logs_what_one_would(run: Any, tmp_path: Path, tin
 
 
 OWN = """
-import os, signal
+import os, random, signal
+import numpy, torch
 from pathlib import Path
 from observe_r1.evaluation import MathVista
 
@@ -175,6 +177,12 @@ class Killing(MathVista):
         if position == 12 and not Path("killed").exists():
             Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().prompt(position)
+
+class Drawing(MathVista):
+    '''Draws from every global random state.'''
+    def prompt(self, position):
+        torch.rand(3), numpy.random.rand(), random.random()
         return super().prompt(position)
 
 class Failing(MathVista):
