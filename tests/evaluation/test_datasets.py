@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,16 @@ def test_missing_data_are_named(
     ):
         with pytest.raises(ValueError, match=f"mathvista: .*{expected}"):
             _ = MathVista(source, split).items
+
+
+def test_what_is_not_installed_is_named(mathvista_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing works without the extra; using it says what is missing."""
+    benchmark = MathVista(str(mathvista_directory))
+    item = benchmark.items[0]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    with pytest.raises(ValueError, match=r"mathvista: .* pyarrow: pip install 'observe-r1\[eval\]'"):
+        _ = MathVista(str(mathvista_directory)).items
+    with pytest.raises(ValueError, match=r"rapidfuzz: pip install 'observe-r1\[eval\]'"):
+        benchmark.judge(item, "no letter")
+    assert benchmark.judge(item, "A").strict.prediction == item.choices[0]
