@@ -42,7 +42,7 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         axes[0].imshow(prompt.images[0])
     level = "unknown" if prompt.difficulty is None else f"{prompt.difficulty:.3f}"
     about = (
-        f"{_wrap(question_of(prompt), 36)}\n\ngold: {prompt.gold.answer}\nlevel {level}\n"
+        f"{wrapped(question_of(prompt), 36)}\n\ngold: {prompt.gold.answer}\nlevel {level}\n"
         f"pass rate {scores.pass_rate:.2f}   weight {scores.weight:.2f}"
     )
     axes[1].text(0, 0.98, about, va="top", fontsize=9, parse_math=False)
@@ -55,7 +55,7 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         length = f"{len(completion)} tokens" + (", truncated" if completion.truncated else "")
         axis.text(0, 0.98, heading, va="top", fontsize=9, color=colour, weight="bold")
         axis.text(0, 0.84, length, va="top", fontsize=8, color=GREY)
-        axis.text(0, 0.71, _wrap(completion.text, 52), va="top", fontsize=9, parse_math=False)
+        axis.text(0, 0.71, wrapped(completion.text, 52), va="top", fontsize=9, parse_math=False)
 
 
 def question_of(prompt: Prompt) -> str:
@@ -69,6 +69,7 @@ def question_of(prompt: Prompt) -> str:
     return ""
 
 
-def _wrap(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
+    """The beginning of a text in lines of this width."""
     shortened = text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"
     return "\n".join(textwrap.wrap(shortened, width))

@@ -15,12 +15,11 @@ from observe_r1.module import ObserveR1
 
 
 class VLLMWeightSync(L.Callback):
-    """Before a rollout or a validation, streams the weights into the engine if optimizer steps have changed them.
+    """Before a rollout, validation or evaluation, streams the weights into the engine if they have changed.
 
     After the first rollout and the first one after every `parity_every`-th transfer, the sampler's log-probs are
     compared with the trainer's on the same tokens (`parity/mean`, `parity/max`, `parity/kl`). A transfer is logged as
-    `seconds/weight_sync` and `speed/weight_sync_bytes_per_second`. Outside of rollouts and validations the engine
-    sleeps, if it can.
+    `seconds/weight_sync` and `speed/weight_sync_bytes_per_second`. Outside of these the engine sleeps, if it can.
 
     Args:
         parity_every: Transfers from one comparison to the next.
@@ -67,6 +66,12 @@ class VLLMWeightSync(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ObserveR1)
+        pl_module.engine.sleep()
+
+    def on_evaluation_start(self, trainer: L.Trainer, pl_module: ObserveR1) -> None:
+        self._sync(trainer, pl_module)
+
+    def on_evaluation_end(self, trainer: L.Trainer, pl_module: ObserveR1) -> None:
         pl_module.engine.sleep()
 
     def _sync(self, trainer: L.Trainer, module: ObserveR1) -> None:

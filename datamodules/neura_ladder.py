@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
@@ -103,8 +104,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> QuestionLoader | list[Any]:
-        return [] if self.held_out is None else self._questions(self.held_out)
+    def val_dataloader(self) -> QuestionLoader | NoQuestions | list[Any]:
+        if self.held_out is not None:
+            return self._questions(self.held_out)
+        return NoQuestions() if self._trainer.state.fn == TrainerFn.VALIDATING else []
 
     def test_dataloader(self) -> QuestionLoader:
         return self._questions(self._needed_held_out("test"))
@@ -226,3 +229,13 @@ class QuestionLoader:
             batch = self.stream.draw(self.batch_size * self.stream.world_size)
             if batch:
                 yield Sealed(batch)
+
+
+class NoQuestions:
+    """One empty batch: without any, the command `validate` would not call its callbacks, which may have benchmarks."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Sealed[list[EncodedPrompt]]]:
+        yield Sealed([])

@@ -24,6 +24,7 @@ __all__ = [
     "gold_kind",
     "is_well_formed",
     "normalise",
+    "option_index",
     "symbolic_gold",
     "symbolic_prediction",
 ]
@@ -217,7 +218,7 @@ def _leading_letter(normalised: str) -> tuple[str, str] | None:
     return (match["enclosed"] or match["bare"]).upper(), rest
 
 
-def _option_index(normalised: str, choices: tuple[str, ...]) -> int | None:
+def option_index(normalised: str, choices: tuple[str, ...]) -> int | None:
     """Which option an answer names, by its text or by a letter; None when it names none or contradicts itself."""
     texts = [folded(normalise(choice)) for choice in choices]
     answer = folded(normalised)
@@ -237,7 +238,7 @@ def _chosen(gold: Gold) -> tuple[str, str | None] | None:
     """The letter and the normalised text of the option that a gold names, the text None without known options."""
     answer = normalise(gold.answer)
     if gold.choices:
-        index = _option_index(answer, gold.choices)
+        index = option_index(answer, gold.choices)
         return None if index is None else (chr(ord("A") + index), normalise(gold.choices[index]))
     named = _leading_letter(answer)
     if named is None or named[1]:
@@ -255,7 +256,7 @@ def _choice_verdict(gold: Gold, predicted: str) -> bool | None:
     named = _leading_letter(predicted)
     if text is None:
         return named is not None and named[0] == letter
-    index = _option_index(predicted, gold.choices)
+    index = option_index(predicted, gold.choices)
     if index is not None:
         return folded(normalise(gold.choices[index])) == folded(text)
     if named is not None:

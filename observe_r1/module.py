@@ -211,6 +211,19 @@ class ObserveR1(L.LightningModule):
         )
 
     @contextmanager
+    def evaluating(self) -> Iterator[RolloutEngine]:
+        """The rollout engine with the weights as they are now, for questions beside the training.
+
+        Callbacks may have the hooks `on_evaluation_start(trainer, module)` and `on_evaluation_end(trainer, module)`.
+        """
+        self.call_callbacks("on_evaluation_start")
+        try:
+            with self._inference():
+                yield self.collector.engine
+        finally:
+            self.call_callbacks("on_evaluation_end")
+
+    @contextmanager
     def _inference(self) -> Iterator[None]:
         """The loader runs with gradient and outside of Lightning's autocast."""
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -278,6 +291,8 @@ class ObserveR1(L.LightningModule):
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
+        if not sealed.content:  # `validate` without held-out questions, for the callbacks
+            return
         answers = self._answer(sealed.content, self.greedy)
         judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(

@@ -9,10 +9,24 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
+from observe_r1.lightning_cli import ObserveR1CLI
 from observe_r1.module import DTYPES, ObserveR1
 from observe_r1.policy import load_processor, locate
 from observe_r1.rollout.serving import ServeOptions, server_command
+
+
+class ServeCLI(ObserveR1CLI):
+    """Reads the configs of a training, and the options of a server beside them."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(ServeOptions, "serve")
+        parser.add_argument("--print_command", action="store_true", help="Print the command, do not start it.")
+
+    def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
+        """A server trains nothing."""
 
 
 def serve(module: ObserveR1, precision: str, options: ServeOptions, print_command: bool = False) -> None:

@@ -146,6 +146,7 @@ def test_bad_samples_are_skipped_by_name_and_counted(run: Any, tmp_path: Path, t
         (["fit", *SHORT, "--data.ladder=.", "--model.rewards=null", "--model.rewards.x=mine.X"], "mine.X"),
         (["ladder", "import", "nothing.jsonl", "out"], "nothing.jsonl"),
         (["ladder", "import"], "input"),
+        (["score", "nothing.jsonl"], "nothing.jsonl"),
     ],
 )
 def test_mistakes_are_named(run: Any, arguments: list[str], expected: str) -> None:
@@ -249,5 +250,5 @@ def test_two_ranks(run: Any, tmp_path: Path, tiny_ladder: Path, held_out_ladder:
 
 def test_help_names_every_command(run: Any) -> None:
     output = run("--help")
-    for command in ("fit", "validate", "test", "predict", "ladder"):
+    for command in ("fit", "validate", "test", "predict", "ladder", "score"):
         assert command in output

@@ -92,6 +92,27 @@ def test_rollouts_and_validations_use_the_weights_of_their_step(tiny_ladder: Pat
         )
 
 
+class Evaluator(L.Callback):
+    """Asks for the engine beside the training after every step, as benchmarks do."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int | None]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, ObserveR1)
+        with pl_module.evaluating() as engine:
+            assert isinstance(engine, VLLMLocalRollout)
+            self.seen.append((trainer.global_step, engine.version))
+
+
+def test_evaluations_use_the_weights_of_their_step(tiny_ladder: Path, held_out_ladder: Path) -> None:
+    """Between rollouts and within one; the gate compares after the transfers that evaluations asked for."""
+    evaluator, recorder = Evaluator(), Recorder()
+    fit(tiny_ladder, held_out_ladder, VLLMWeightSync(), evaluator, recorder, steps=4)
+    assert evaluator.seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert all(metrics["parity/max"] < 1e-4 for metrics in recorder.metrics)
+
+
 def load_weights() -> list[torch.Tensor]:
     from observe_r1.policy import load_policy
 

@@ -1,0 +1,75 @@
+"""The commands beside Lightning's own. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def ladder(arguments: Sequence[str]) -> None:
+    """`observe-r1 ladder import|build|inspect`."""
+    wanted = arguments[0] if arguments else ""
+    several = wanted not in ("import", "build", "inspect")  # for their help
+    commands: dict[str, Any] = {}
+    if several or wanted == "import":
+        from observe_r1.ladder.importers import import_ladder
+
+        commands["import"] = import_ladder
+    if several or wanted == "build":
+        from observe_r1.ladder_builder.build import build_ladder
+        from observe_r1.lightning_cli import quiet_lightning
+
+        quiet_lightning()
+        commands["build"] = build_ladder
+    if several or wanted == "inspect":
+        from observe_r1.ladder.inspection import inspect_ladder
+
+        commands["inspect"] = inspect_ladder
+    # a build is written down in a config; the others take their paths as they come
+    _run("ladder", commands, arguments, as_positional=wanted != "build")
+
+
+def audit(arguments: Sequence[str]) -> None:
+    """`observe-r1 audit LADDER`."""
+    from observe_r1.ladder.audit import audit_ladder
+
+    _run("audit", audit_ladder, arguments)
+
+
+def score(arguments: Sequence[str]) -> None:
+    """`observe-r1 score PREDICTIONS`."""
+    from observe_r1.evaluation.score import score_predictions
+
+    _run("score", score_predictions, arguments)
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """`observe-r1 serve --config ...`: the configs of a training, and how its vLLM server is started."""
+    from observe_r1.serve import ServeCLI, serve
+
+    sys.argv[1:] = arguments
+    cli = ServeCLI(run=False)
+    try:
+        serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
+    except ValueError as error:
+        sys.exit(f"observe-r1 serve: {error}")
+
+
+def _run(name: str, command: Any, arguments: Sequence[str], as_positional: bool = True) -> None:
+    """Runs what the arguments ask for; the exit code is that of its result, 0 where it has none."""
+    from jsonargparse import auto_cli
+
+    try:
+        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=as_positional)
+    except (ValueError, OSError) as error:
+        sys.exit(f"observe-r1 {name}: {error}")
+    sys.exit(getattr(result, "exit_code", 0))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "ladder": ladder,
+    "audit": audit,
+    "score": score,
+    "serve": serve,
+}
