@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
@@ -200,13 +202,14 @@ class NeuraLadderDataModule(L.LightningDataModule):
         )
 
 
-def positions_to_inspect(stored_bytes: Sequence[int], count: int) -> list[int]:
+def positions_to_inspect(stored_bytes: npt.NDArray[np.int64], count: int) -> list[int]:
     """At most `count` positions with something stored: a quarter of them the largest, the rest spread evenly."""
-    present = [position for position, size in enumerate(stored_bytes) if size]
-    largest = sorted(present, key=lambda position: -stored_bytes[position])[: -(-count // 4)]
-    others = sorted(set(present) - set(largest))
+    present = np.flatnonzero(stored_bytes)
+    by_size = present[np.argsort(-stored_bytes[present], kind="stable")]
+    largest, others = np.split(by_size, [-(-count // 4)])
     spread = min(count - len(largest), len(others))
-    return largest + [others[number * len(others) // spread] for number in range(spread)]
+    chosen = np.sort(others)[[number * len(others) // spread for number in range(spread)]] if spread else others[:0]
+    return [*largest.tolist(), *chosen.tolist()]
 
 
 class QuestionLoader:

@@ -29,11 +29,15 @@ Reason = Literal[
     "image_unsupported",  # a format or a pixel type that RGB cannot hold
     "json_invalid",
     "json_missing",
+    "key_with_dots",  # a key ends at the first dot of a name, so several samples have become one
     "member_duplicate",
     "messages_invalid",
+    "shard_changed",  # its bytes are not those that were indexed: damaged, or replaced
     "shard_corrupt",
+    "shard_duplicate",  # the same bytes as another shard of the ladder
     "shard_missing",
     "shard_truncated",
+    "shard_unreachable",  # the server fails, refuses or does not answer
 ]
 
 

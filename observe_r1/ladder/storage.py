@@ -168,7 +168,9 @@ class Files:
                 status = getattr(error, "status", None)
                 refused = isinstance(status, int) and status < 500 and status not in STATUS_WORTH_A_RETRY
                 if refused or attempt == self.remote.attempts:
-                    reason = f"no answer in {self.remote.timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
+                    reason = (
+                        f"no answer in {self.remote.timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
+                    )
                     times = "" if refused else f" {attempt} times, the last time"
                     raise Unreachable(f"{address} could not be read{times}: {reason}") from error
             time.sleep(self.remote.backoff * 2 ** (attempt - 1))
