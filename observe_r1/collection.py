@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -79,6 +79,10 @@ class PromptSource(Protocol):
 
     def draw(self, count: int) -> list[EncodedPrompt]:
         """This rank's share of the next `count` samples; fewer where samples are skipped or the ladder ends."""
+        ...
+
+    def observe(self, groups: Sequence[PromptGroup]) -> None:
+        """Called on every rank once what it drew last is scored, with all of it."""
         ...
 
 
@@ -186,6 +190,7 @@ class RolloutCollector:
             with self.clock.measure("generate"):
                 prompts = self.policy.encode_images(prompts)
             scored = self.sample(prompts, self.sampling, seed, self.clock)
+            source.observe(scored)
             if self.filtering.zero_variance == "keep":
                 return scored, []
             kept += [group for group in scored if has_advantage(group)]
