@@ -64,7 +64,7 @@ class AdaptiveCurriculum:
         known = np.nan_to_num(np.clip(difficulties, 0.0, 1.0))
         self._levels = np.where(np.isnan(difficulties), UNKNOWN, np.rint(known * (LEVELS - 1))).astype(np.uint8)
         rates = np.array([*(1 - level / (LEVELS - 1) for level in range(LEVELS)), 0.5])
-        self._level_total = np.full(LEVELS + 1, options.prior)
+        self._level_total = np.full(LEVELS + 1, float(options.prior))
         self._level_correct = options.prior * rates
         self._usable = np.ones(len(difficulties), dtype=bool)
         of_samples = len(difficulties) if options.by == "sample" else 0

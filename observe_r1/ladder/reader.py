@@ -217,7 +217,9 @@ def _checked(content: bytes, length: int, checksum: int) -> bytes:
     if len(content) < length:
         raise BadSample("shard_truncated", f"the shard ends after {len(content)} of {length} bytes")
     if zlib.crc32(content) != checksum:
-        raise BadSample("shard_changed", "the bytes are not those that were indexed; if they are meant to, delete the index")
+        raise BadSample(
+            "shard_changed", "not the bytes that were indexed; if the shard was changed on purpose, delete its index"
+        )
     return content
 
 

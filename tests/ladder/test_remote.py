@@ -1,4 +1,4 @@
-"""Ladders behind URLs: the same samples, no byte too many, and servers that fail, hang, cut off and change their mind."""
+"""Ladders behind URLs: the same samples, no byte too many, and servers that fail, hang and change their mind."""
 
 from __future__ import annotations
 
