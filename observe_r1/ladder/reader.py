@@ -108,26 +108,33 @@ class LadderDataset(Dataset[Prompt | Skipped]):
             IndexError: The position is not one of 0 … len − 1.
             FileNotFoundError, Unreachable: Its shard has gone or does not answer, and `missing_shards` is `error`.
         """
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of a ladder with {len(self)} samples")
-        shard = bisect_right(self._starts, position) - 1
-        tar, offset, length = self._tars[shard], int(self._offsets[position]), int(self._lengths[position])
-        reason = self._reasons[shard]
-        if length == 0 and reason is not None:
-            return Skipped(position, reason, tar)
-        first_member = ""
         try:
-            content = self._content(shard, offset, length, int(self._checksums[position]))
-            first_member = content[:100].partition(b"\0")[0].decode(errors="replace")
-            return to_prompt(self._decode(split_members(content)), position)
+            return to_prompt(self._decode(self.stored(position)), position)
         except BadSample as bad:
-            return Skipped(position, bad.reason, f"{tar} at byte {offset}, {first_member}: {bad.detail}")
+            return Skipped(position, bad.reason, f"{self._place(position)}: {bad.detail}")
         except (FileNotFoundError, Unreachable) as error:
             if self._missing_shards == "error":
                 error.add_note(f"sample {position}; with data.missing_shards=skip a run goes on without such samples")
                 raise
             reason = "shard_missing" if isinstance(error, FileNotFoundError) else "shard_unreachable"
             return Skipped(position, reason, str(error))
+
+    def stored(self, position: int) -> dict[str, bytes]:
+        """The sample as it is stored: its members by name, `json` first, then the images in order.
+
+        Raises:
+            BadSample: It is out of reach, or its bytes are not a sample, or not those that were indexed.
+            FileNotFoundError, Unreachable: Its shard has gone or does not answer.
+            IndexError: The position is not one of 0 … len − 1.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of a ladder with {len(self)} samples")
+        shard = bisect_right(self._starts, position) - 1
+        offset, length = int(self._offsets[position]), int(self._lengths[position])
+        reason = self._reasons[shard]
+        if length == 0 and reason is not None:
+            raise BadSample(reason, "out of reach since the ladder was opened")
+        return split_members(self._content(shard, offset, length, int(self._checksums[position])))
 
     @property
     def difficulties(self) -> list[float | None]:
@@ -171,6 +178,9 @@ class LadderDataset(Dataset[Prompt | Skipped]):
             if shard.index is not None:
                 column[start : start + len(shard.index)] = getattr(shard.index, name)
         return column
+
+    def _place(self, position: int) -> str:
+        return f"{self._tars[bisect_right(self._starts, position) - 1]} at byte {self._offsets[position]}"
 
     def _content(self, shard: int, offset: int, length: int, checksum: int) -> bytes:
         tar, kept = self._tars[shard], None

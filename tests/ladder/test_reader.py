@@ -112,7 +112,7 @@ class TestDefects:
         skipped = read_one(("a.json", document()), ("a.img0.png", encoded(size=(60, 60), color=(1, 2, 3))[:70]))
         assert isinstance(skipped, Skipped)
         assert (skipped.position, skipped.reason) == (0, "image_corrupt")
-        assert "t.tar at byte 0, a.json: img0.png: " in skipped.detail
+        assert "t.tar at byte 0: img0.png: " in skipped.detail
 
     def test_something_else_under_the_name_of_an_image(self, read_one, document):
         postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
