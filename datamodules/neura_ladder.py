@@ -180,6 +180,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
             torch.distributed.all_gather_object(ranks, mine)
         return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
 
+    def shard_problems(self) -> dict[str, dict[str, int]]:
+        """Shards by what is wrong with them, of each ladder that has any."""
+        return {ladder: dict(dataset.problems) for ladder, dataset in self._datasets.items() if dataset.problems}
+
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     @property

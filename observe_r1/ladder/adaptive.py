@@ -73,7 +73,7 @@ class AdaptiveCurriculum:
 
     def pass_rates(self) -> Numbers:
         """The estimate for every position."""
-        rates = (self._level_correct / self._level_total)[self._levels]
+        rates: Numbers = (self._level_correct / self._level_total)[self._levels]
         if self.options.by == "sample":
             rates = (self._correct + self.options.prior * rates) / (self._total + self.options.prior)
         return rates

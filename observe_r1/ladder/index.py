@@ -137,10 +137,10 @@ def build_index(tar: str | Path, files: Files | None = None) -> ShardIndex:
                 keys.append(key)
                 rows.append((offset, end - offset, _checksum(file, offset, end - offset), difficulty))
     columns = zip(*rows, strict=True) if rows else [()] * len(ARRAYS)
-    arrays = [np.array(column, dtype) for column, (_, dtype) in zip(columns, ARRAYS, strict=True)]
+    arrays = {name: np.array(column, dtype) for column, (name, dtype) in zip(columns, ARRAYS, strict=True)}
     key_bytes = "\0".join(keys).encode(errors="surrogateescape")
-    headers = _header_checksum(address, files, arrays[0])
-    return ShardIndex(size, headers, *arrays, key_bytes, problem[0] if problem else None)
+    headers = _header_checksum(address, files, arrays["offsets"])
+    return ShardIndex(size, headers, **arrays, key_bytes=key_bytes, problem=problem[0] if problem else None)
 
 
 @dataclass(frozen=True)
@@ -254,13 +254,12 @@ def _load_index(place: str, files: Files) -> ShardIndex | None:
             return None
         if zlib.crc32(body) != description["checksum"]:
             raise ValueError("its checksum is wrong")
-        arrays, start = [], 0
-        for _, dtype in ARRAYS:
-            arrays.append(np.frombuffer(body, dtype, description["samples"], start))
-            start += arrays[-1].nbytes
-        return ShardIndex(
-            description["tar_bytes"], description["headers"], *arrays, body[start:], description["problem"]
-        )
+        values: dict[str, Any] = {name: description[name] for name in ("tar_bytes", "headers", "problem")}
+        start = 0
+        for name, dtype in ARRAYS:
+            values[name] = np.frombuffer(body, dtype, description["samples"], start)
+            start += values[name].nbytes
+        return ShardIndex(**values, key_bytes=body[start:])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

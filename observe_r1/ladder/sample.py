@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 from PIL import Image
@@ -97,7 +98,7 @@ class Sample(Generic[ImageT]):
         if reason := check_gold(self.gold):
             raise BadSample("gold_unparseable", reason)
 
-    @property
+    @cached_property
     def gold(self) -> Gold:
         """The answer as the rewards judge it."""
         _text(self.answer, "answer")

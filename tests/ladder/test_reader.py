@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
+import tarfile
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -259,3 +263,100 @@ class TestShards:
         write_ladder([make_sample()], ladder / "held_out")
         assert len(LadderDataset(ladder)) == 9
         assert json.loads((ladder / "ladder.json").read_text())["samples"] == 9
+
+
+class TestHostileTars:
+    def test_the_same_shard_twice_trains_once(self, ladder, tmp_path):
+        copy = tmp_path / "copy.tar"
+        copy.write_bytes((ladder / "shard-000001.tar").read_bytes())
+        dataset = LadderDataset([*sorted(ladder.glob("*.tar")), copy, ladder / "shard-000000.tar"])
+        assert dataset.problems == {"shard_duplicate": 2}
+        results = [getattr(result, "reason", None) for result in dataset]
+        assert results == [None] * 9 + ["shard_duplicate"] * 6
+
+    @pytest.mark.parametrize(("content", "problem"), [(b"", "shard_truncated"), (bytes(10240), None)])
+    def test_an_empty_tar(self, ladder, content, problem):
+        (ladder / "ladder.json").unlink()
+        (ladder / "shard-000001.tar").write_bytes(content)
+        dataset = LadderDataset(ladder)
+        assert dataset.problems == ({} if problem is None else {problem: 1})
+        assert [prompt.id for prompt in dataset] == [f"geo.3k-{number}" for number in (0, 1, 2, 6, 7, 8)]
+
+    def test_every_flipped_bit_of_a_sample_is_noticed(self, tmp_path, make_sample):
+        write_ladder(map(make_sample, range(3)), tmp_path / "ladder")
+        tar = tmp_path / "ladder" / "shard-000000.tar"
+        dataset = LadderDataset(tmp_path / "ladder")
+        span = open_index(tar).spans[1]
+        whole = tar.read_bytes()
+        for place in range(span.offset, span.offset + span.length, 7):
+            content = bytearray(whole)
+            content[place] ^= 1 << place % 8
+            tar.write_bytes(content)
+            assert dataset[1].reason == "shard_changed"
+        assert isinstance(dataset[0], Prompt)
+
+    def test_keys_with_dots(self, tmp_path, write_tar, document, encoded):
+        members = [(f"v1.{number}.json", document(0)) for number in (5, 6)]
+        (skipped,) = LadderDataset(write_tar(tmp_path / "t.tar", members))
+        assert skipped.reason == "key_with_dots"
+        assert "5.json, 6.json" in skipped.detail
+        members = [("folder.v1/a.json", document(1)), ("folder.v1/a.img0.png", encoded())]
+        assert isinstance(LadderDataset(write_tar(tmp_path / "u.tar", members))[0], Prompt)
+
+    def test_names_that_point_elsewhere_are_only_names(self, tmp_path, write_tar, document, encoded):
+        folder = tmp_path / "a" / "b"
+        folder.mkdir(parents=True)
+        members = []
+        for name in ("../../evil", str(tmp_path / "evil"), "x/../../../evil2"):
+            members += [(f"{name}.json", document(1)), (f"{name}.img0.png", encoded())]
+        dataset = LadderDataset(write_tar(folder / "t.tar", members))
+        assert all(isinstance(sample, Prompt) for sample in dataset)
+        assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "t.tar", "t.tar.idx"}
+
+    def test_links_and_devices_are_not_followed(self, tmp_path, document):
+        secret = tmp_path / "secret.json"
+        secret.write_text(json.dumps(document(0)))
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for number, (kind, target) in enumerate([(tarfile.SYMTYPE, str(secret)), (tarfile.CHRTYPE, "")]):
+                member = tarfile.TarInfo(f"{number}.json")
+                member.type, member.linkname = kind, target
+                tar.addfile(member)
+            member = tarfile.TarInfo("9.txt")
+            tar.addfile(member)
+        assert [sample.reason for sample in LadderDataset(tmp_path / "t.tar")] == ["json_missing"]
+
+    def test_decompression_bombs(self, tmp_path, write_tar, document):
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        def png(width: int, height: int, *chunks: bytes) -> bytes:
+            header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+        zeros, pixels = zlib.compress(bytes(200_000_000)), chunk(b"IDAT", zlib.compress(bytes(200)))
+        bombs = {
+            "pixels": (png(100_000, 100_000, chunk(b"IDAT", zeros)), "image_too_large"),
+            "text": (png(8, 8, chunk(b"zTXt", b"a\0\0" + zeros), pixels), "image_corrupt"),
+        }
+        members = []
+        for key, (content, _) in bombs.items():
+            members += [(f"{key}.json", document(1)), (f"{key}.img0.png", content)]
+        dataset = LadderDataset(write_tar(tmp_path / "t.tar", members))
+        tracemalloc.start()
+        reasons = [sample.reason for sample in dataset]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert reasons == [reason for _, reason in bombs.values()]
+        assert peak < 100_000_000
+
+    def test_a_member_that_claims_to_be_huge(self, tmp_path, write_tar, document):
+        tar = write_tar(tmp_path / "t.tar", [("a.json", document(0)), ("b.json", document(0))])
+        content = bytearray(tar.read_bytes())
+        second = open_index(tar).spans[1].offset
+        header = tarfile.TarInfo("b.json")
+        header.size = 8 * 1024**4
+        content[second : second + 512] = header.tobuf(tarfile.GNU_FORMAT)
+        tar.write_bytes(content)
+        dataset = LadderDataset(tar)
+        assert len(dataset) == 1
+        assert dataset.problems == {"shard_truncated": 1}

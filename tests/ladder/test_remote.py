@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 
@@ -327,3 +329,41 @@ def test_skipped_is_what_a_bad_position_gives(url, range_server):
     range_server.fails(500, file="shard-000001.tar")
     dataset = LadderDataset(url, missing_shards="skip", remote=RemoteOptions(**QUICK))
     assert isinstance(dataset[3], Skipped)
+
+
+@pytest.mark.slow
+def test_a_run_counts_what_it_lost(tmp_path, tiny_ladder, range_server, command_line):
+    """One of three shards cannot be read once training has begun, one sample of another has a flipped bit."""
+    shutil.copytree(tiny_ladder, tmp_path / "ladder")
+    shard = tmp_path / "ladder" / "shard-000002.tar"
+    content = bytearray(shard.read_bytes())
+    content[open_index(shard).spans[3].offset + 2000] ^= 1
+    shard.write_bytes(content)
+
+    def fails(handler):
+        start, _, end = handler.headers.get("Range", "bytes=0-0").removeprefix("bytes=").partition("-")
+        if "shard-000001.tar" not in handler.path or int(end) - int(start) < 512:  # not the headers, read at the start
+            return False
+        handler.send_response(503)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    range_server.faults = fails
+    command_line(tmp_path)(
+        "fit",
+        "--config=quickstart.yaml",
+        "--trainer.enable_progress_bar=false",
+        "--model.sampling={group_size: 2, max_new_tokens: 8}",
+        "--data.class_path=observe_r1.datamodules.NeuraLadderDataModule",
+        f"--data.ladder={range_server.url}/ladder",
+        "--data.prompts_per_rollout=8",
+        "--data.missing_shards=skip",
+        "--data.remote={attempts: 2, backoff: 0.01}",
+        "--trainer.callbacks=observe_r1.callbacks.RunSummary",
+    )
+    (summary,) = (tmp_path / "runs").rglob("summary.json")
+    document = json.loads(summary.read_text())
+    assert document["status"] == "finished"
+    assert document["skipped"]["train"] == {"shard_unreachable": 8, "shard_changed": 1}
+    assert sum(document["verdicts"]["train"].values()) == 15 * 2
