@@ -7,8 +7,9 @@ import dataclasses
 import logging
 import signal
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -45,6 +46,14 @@ def curriculum_order(size: int, order: Literal["ladder", "random"], seed: int, e
     if order == "ladder":
         return range(size)
     return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(size)
+
+
+@dataclass
+class _Draw:
+    """Samples that an adaptive curriculum gave to all ranks at once."""
+
+    positions: list[int] = field(default_factory=list)
+    unusable: set[int] = field(default_factory=set)  # those that this rank was given and could not use
 
 
 class PromptStream:
@@ -97,8 +106,7 @@ class PromptStream:
         self.examples: dict[str, str] = {}  # the first detail of each reason
         self._reader: Iterator[EncodedPrompt | Skipped] | None = None
         self._sampler = _PositionSampler()
-        self._drawn: list[int] = []  # ladder positions whose outcome `observe` has yet to hear of, of all ranks
-        self._unusable: set[int] = set()  # those of them that this rank could not use
+        self._draws: deque[_Draw] = deque()  # whose outcome `observe` has yet to hear of, the oldest first
 
     @property
     def exhausted(self) -> bool:
@@ -110,6 +118,8 @@ class PromptStream:
         Where the ladder ends before every rank has one, no rank gets any: they must all train, or none.
         """
         prompts: list[EncodedPrompt] = []
+        if self.adaptive is not None:
+            self._draws.append(_Draw())
         while not self.exhausted:
             prompts += self._take(count)
             if self.smallest_share(len(prompts)) > 0:
@@ -120,22 +130,25 @@ class PromptStream:
         return []
 
     def observe(self, groups: Sequence[PromptGroup]) -> None:
-        """Takes in how what was drawn last has been answered. Every rank calls it, with its own groups."""
+        """Takes in how the oldest draw that was not observed yet has been answered: once for every draw.
+
+        Every rank calls it, with its own groups.
+        """
         if self.adaptive is None:
             return
-        outcome = torch.zeros(len(self._drawn), 3, dtype=torch.float64)  # correct, judged, unusable
-        number = {position: place for place, position in enumerate(self._drawn)}
+        draw = self._draws.popleft()
+        outcome = torch.zeros(len(draw.positions), 3, dtype=torch.float64)  # correct, judged, unusable
+        number = {position: place for place, position in enumerate(draw.positions)}
         for group in groups:
             scores = group.scores
             if scores is not None and bool(scores.judged.all()):
                 place = number[group.prompt.prompt.position]
                 outcome[place, 0] += float(scores.correct.sum())
                 outcome[place, 1] += len(scores.correct)
-        for position in self._unusable:
+        for position in draw.unusable:
             outcome[number[position], 2] = 1
         correct, total, unusable = self.sum_over_ranks(outcome).numpy().T
-        self.adaptive.observe(self._drawn, correct, total, unusable)
-        self._drawn, self._unusable = [], set()
+        self.adaptive.observe(draw.positions, correct, total, unusable)
 
     def next_epoch(self) -> None:
         """Starts the ladder again."""
@@ -154,7 +167,7 @@ class PromptStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.position, self._reader = state["epoch"], state["position"], None
         self.skipped = Counter(state["skipped"])
-        self._drawn, self._unusable = [], set()
+        self._draws.clear()
         if self.adaptive is not None and "adaptive" in state:
             self.adaptive.load_state_dict(state["adaptive"])
 
@@ -164,7 +177,7 @@ class PromptStream:
         if self.adaptive is not None:
             drawn = self.adaptive.draw(end - self.position, (self.seed, self.epoch, self.position))
             end = self.position + len(drawn) if drawn else self.size  # nothing is left that can be used
-            self._drawn += drawn
+            self._draws[-1].positions += drawn
             self._reader = self._read(drawn[(self.rank - self.position) % self.world_size :: self.world_size])
             numbers = range(numbers.start, end, self.world_size) if drawn else range(0)
         elif self._reader is None:
@@ -178,7 +191,7 @@ class PromptStream:
                     logger.warning("skipping sample %d: %s (%s)", sample.position, sample.reason, sample.detail)
                 self.skipped[sample.reason] += 1
                 if self.adaptive is not None:
-                    self._unusable.add(sample.position)
+                    self._draws[-1].unusable.add(sample.position)
             else:
                 taken.append(_owned(sample) if self.workers else sample)
         self.position = end

@@ -117,12 +117,6 @@ class AdaptiveCurriculum:
                 counts[np.unique(places)] *= kept
                 np.add.at(counts, places, new)
 
-    def level_rates(self) -> dict[str, float]:
-        """The estimate of each level that the ladder has, by its difficulty."""
-        present = np.unique(self._levels).tolist()
-        names = [*(f"{level / (LEVELS - 1):.3f}" for level in range(LEVELS)), "unknown"]
-        return {names[level]: float(self._level_correct[level] / self._level_total[level]) for level in present}
-
     def state_dict(self) -> dict[str, Any]:
         seen = np.flatnonzero(self._total)
         return {
