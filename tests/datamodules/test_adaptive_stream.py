@@ -81,13 +81,17 @@ def rollouts(
         state = {"stream": stream.state_dict(), "experience": None, "next_micro_batch": 0, "handed_out": 0}
         return drawn, state
 
-    with ThreadPoolExecutor(world) as pool:
-        shares, states = zip(*pool.map(run, range(world)), strict=True)
+    if world == 1:  # in this thread: workers are forked, and threads do not survive that
+        shares, states = zip(run(0), strict=True)
+    else:
+        assert workers == 0
+        with ThreadPoolExecutor(world) as pool:
+            shares, states = zip(*pool.map(run, range(world)), strict=True)
     return [sorted(p for share in at_once for p in share) for at_once in zip(*shares, strict=True)], list(states)
 
 
 @pytest.mark.parametrize("by", ["level", "sample"])
-@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 0), (2, 1), (3, 0), (3, 2)])
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 2), (2, 0), (3, 0)])
 def test_ranks_and_workers_change_nothing(world: int, workers: int, by: Literal["level", "sample"]) -> None:
     drawn, states = rollouts(world, range(8), [], by, workers)
     assert drawn == rollouts(1, range(8), [], by)[0]
