@@ -62,7 +62,7 @@ def _files(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _plain_files(content: bytes) -> list[tuple[str, bytes]] | None:
-    """The same, where all of them are plain files with plain headers: a tenth of `tarfile`'s time. None elsewhere.
+    """The same, where all of them are plain files with plain headers, faster than `tarfile`. None elsewhere.
 
     Header checksums are not looked at: the checksum of the whole sample has been.
     """
