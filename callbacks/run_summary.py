@@ -64,7 +64,9 @@ class RunSummary(L.Callback):
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         """Writes the file, on the first rank; called on all of them."""
         assert isinstance(module, ObserveR1)
-        skipped = trainer.datamodule.skipped() if status == "finished" else {}  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # adds up over ranks, and after an exception the others may be gone
+        skipped = data.skipped() if status == "finished" or trainer.world_size == 1 else {}
         if not trainer.is_global_zero or self.run_directory is None:
             return
         before = next((v for v in self.validations if v["step"] == 0), None)
@@ -81,6 +83,7 @@ class RunSummary(L.Callback):
             "seconds": {"total": round(self._seconds(), 2)}
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
             "skipped": skipped,
+            "shards_with_problems": data.shard_problems(),
             "verdicts": {split: dict(counts) for split, counts in module.verdicts.items()},
             "versions": versions(),
         }

@@ -7,30 +7,39 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
 from observe_r1.experience import EncodedPrompt, Sealed
+from observe_r1.ladder.adaptive import AdaptiveCurriculum, AdaptiveOptions
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
+from observe_r1.ladder.storage import RemoteOptions
 from observe_r1.module import ObserveR1
+from observe_r1.redistribution import redistribute, redistribute_started
 
 
 class NeuraLadderDataModule(L.LightningDataModule):
     """Prompts from the shards of a ladder, rollouts for training, batches of questions for validation.
 
     Args:
-        ladder: Directory, glob or tar with the training samples.
+        ladder: Directory, glob or tar with the training samples, on a local disk or behind a URL that fsspec knows.
         held_out: Directory, glob or tar with the questions of the validation; null for none.
         prompts_per_rollout: Prompts of one rollout, over all ranks (paper: 128).
-        order: `ladder` trains from easy to hard as the ladder is built; `random` shuffles anew in every epoch.
+        order: `ladder` trains from easy to hard as the ladder is built; `random` shuffles anew in every epoch;
+            `adaptive` draws every rollout by current pass rates, with replacement between rollouts.
         workers: Processes that read and encode ahead; 0 does it in the training process.
         questions_per_batch: Held-out questions answered at the same time on one rank.
         max_image_pixels: Images with more pixels than this are skipped before they are decoded.
-        missing_shards: `error` refuses a ladder whose tars are not all there; `skip` counts their samples as skipped.
-        seed: Seed of the random order. The command line sets it from `seed_everything`.
+        missing_shards: `error` refuses a ladder whose tars are not all there, and ends a run that cannot reach one;
+            `skip` counts their samples as skipped.
+        remote: How shards behind a URL are read and kept.
+        adaptive: How the order `adaptive` estimates pass rates.
+        seed: Seed of the random order and of what is drawn. The command line sets it from `seed_everything`.
     """
 
     def __init__(
@@ -43,6 +52,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         questions_per_batch: int = 64,
         max_image_pixels: int = DEFAULT_MAX_PIXELS,
         missing_shards: Literal["error", "skip"] = "error",
+        remote: RemoteOptions = RemoteOptions(),
+        adaptive: AdaptiveOptions = AdaptiveOptions(),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -56,6 +67,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
         self.questions_per_batch = questions_per_batch
         self.max_image_pixels = max_image_pixels
         self.missing_shards: Literal["error", "skip"] = missing_shards
+        self.remote = remote
+        self.adaptive = adaptive
         self.seed = seed
         self._datasets: dict[str, LadderDataset] = {}
         self._loader: RolloutLoader | None = None
@@ -77,9 +90,12 @@ class NeuraLadderDataModule(L.LightningDataModule):
                 raise ValueError(
                     f"data.ladder {self.ladder!r} has {samples} samples, fewer than there are ranks ({world_size})."
                 )
-            # the last samples of an uneven ladder would leave some ranks without a prompt
-            stream = self._stream(self.ladder, self.order, samples - samples % world_size)
+            # too few for every rank to have one
+            left_over = samples % self.prompts_per_rollout
+            left_over = left_over if left_over < world_size else 0
+            stream = self._stream(self.ladder, self.order, samples - left_over, left_over)
             stream.smallest_share = self._module.smallest_over_ranks
+            stream.sum_over_ranks = self._module.sum_over_ranks
             self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout)
             self._restore_loader()
         return self._loader
@@ -146,10 +162,7 @@ class NeuraLadderDataModule(L.LightningDataModule):
         if self._saved is None:
             return
         if len(self._saved) != self._trainer.world_size:
-            raise ValueError(
-                f"The checkpoint was saved by {len(self._saved)} ranks and this run has {self._trainer.world_size}: "
-                "resume on the same number of ranks."
-            )
+            self._saved = for_other_ranks(self._saved, self._trainer.world_size)
         mine = self._saved[self._trainer.global_rank]
         self._saved = None
         if mine is not None and self._loader is not None:
@@ -170,6 +183,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
             torch.distributed.all_gather_object(ranks, mine)
         return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
 
+    def shard_problems(self) -> dict[str, dict[str, int]]:
+        """Shards by what is wrong with them, of each ladder that has any."""
+        return {ladder: dict(dataset.problems) for ladder, dataset in self._datasets.items() if dataset.problems}
+
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     @property
@@ -187,29 +204,76 @@ class NeuraLadderDataModule(L.LightningDataModule):
     def _dataset(self, ladder: str) -> LadderDataset:
         if ladder not in self._datasets:
             self._datasets[ladder] = LadderDataset(
-                ladder, max_image_pixels=self.max_image_pixels, missing_shards=self.missing_shards
+                ladder,
+                max_image_pixels=self.max_image_pixels,
+                missing_shards=self.missing_shards,
+                remote=self.remote,
             )
         return self._datasets[ladder]
 
-    def _stream(self, ladder: str, order: Order, size: int) -> PromptStream:
+    def _stream(self, ladder: str, order: Order, size: int, left_over: int = 0) -> PromptStream:
+        dataset = self._dataset(ladder)
+        adaptive = AdaptiveCurriculum(dataset.difficulty_array, self.adaptive) if order == "adaptive" else None
         return PromptStream(
-            EncodedDataset(self._dataset(ladder), self._module.encoder),
+            EncodedDataset(dataset, self._module.encoder),
             size,
             order,
             self.seed,
             self.workers,
             self._trainer.global_rank,
             self._trainer.world_size,
+            left_over=left_over,
+            adaptive=adaptive,
         )
 
 
-def positions_to_inspect(stored_bytes: Sequence[int], count: int) -> list[int]:
+def for_other_ranks(saved: Sequence[dict[str, Any] | None], world_size: int) -> list[dict[str, Any] | None]:
+    """The state of the loaders of `world_size` ranks, from those of another number of ranks.
+
+    The stream stands at the same place of the same order, so nothing is lost or seen twice. A rollout of which some
+    optimizer steps are yet to come is dealt out again, and so is one that was sampled ahead.
+
+    Raises:
+        ValueError: The checkpoint was saved in the middle of an optimizer step.
+    """
+    states = [state for state in saved if state is not None]
+    if len(states) < len(saved):
+        return [None] * world_size
+    first = states[0]
+    skipped = dict(sum((Counter(state["stream"]["skipped"]) for state in states), Counter()))
+    experiences: list[dict[str, Any] | None] = [None] * world_size
+    if first["experience"] is not None:
+        if first["next_micro_batch"] % len(first["experience"]["steps"][0]["micro_batches"]):
+            raise ValueError(
+                f"The checkpoint was saved by {len(saved)} ranks in the middle of an optimizer step and this run has "
+                f"{world_size}: resume on {len(saved)} ranks, or from a checkpoint between two steps."
+            )
+        experiences = [*redistribute([state["experience"] for state in states], world_size)]
+    begun = zip(*(state.get("ahead", ()) for state in states), strict=True)
+    ahead = [redistribute_started(of_ranks, world_size) for of_ranks in begun]
+    # what ranks counted apart, the first one goes on with
+    streams: list[dict[str, Any]] = [
+        {**first["stream"], "skipped": {} if rank else skipped} for rank in range(world_size)
+    ]
+    for number, draw in enumerate(first["stream"].get("draws", ())):
+        unusable = sorted({sample for state in states for sample in state["stream"]["draws"][number]["unusable"]})
+        for rank, stream in enumerate(streams):
+            stream["draws"] = [*stream["draws"]]
+            stream["draws"][number] = {**draw, "unusable": [] if rank else unusable}
+    return [
+        {**first, "stream": streams[rank], "experience": experiences[rank], "ahead": [dealt[rank] for dealt in ahead]}
+        for rank in range(world_size)
+    ]
+
+
+def positions_to_inspect(stored_bytes: npt.NDArray[np.int64], count: int) -> list[int]:
     """At most `count` positions with something stored: a quarter of them the largest, the rest spread evenly."""
-    present = [position for position, size in enumerate(stored_bytes) if size]
-    largest = sorted(present, key=lambda position: -stored_bytes[position])[: -(-count // 4)]
-    others = sorted(set(present) - set(largest))
+    present = np.flatnonzero(stored_bytes)
+    by_size = present[np.argsort(-stored_bytes[present], kind="stable")]
+    largest, others = np.split(by_size, [-(-count // 4)])
     spread = min(count - len(largest), len(others))
-    return largest + [others[number * len(others) // spread] for number in range(spread)]
+    chosen = np.sort(others)[[number * len(others) // spread for number in range(spread)]] if spread else others[:0]
+    return [*largest.tolist(), *chosen.tolist()]
 
 
 class QuestionLoader:

@@ -96,7 +96,7 @@ class RolloutLoader:
         self.next_micro_batch = state["next_micro_batch"]
         self.handed_out = state["handed_out"]
         self.experience = None if state["experience"] is None else from_state(state["experience"], self._prompt_at)
-        self.ahead = deque(started_from_state(rollout, self._prompt_at) for rollout in state["ahead"])
+        self.ahead = deque(started_from_state(rollout, self._prompt_at) for rollout in state.get("ahead", ()))
 
     def _prompt_at(self, position: int) -> EncodedPrompt:
         sample = self.stream.encode(position)

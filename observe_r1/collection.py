@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -93,6 +93,10 @@ class PromptSource(Protocol):
         """This rank's share of the next `count` samples; fewer where samples are skipped or the ladder ends."""
         ...
 
+    def observe(self, groups: Sequence[PromptGroup]) -> None:
+        """Called on every rank once what it drew last is scored, with all of it."""
+        ...
+
 
 @dataclass(frozen=True)
 class CollectedGroups:
@@ -164,6 +168,7 @@ class RolloutCollector:
                 sampled = rollout.sampled.result()
             seconds += sampled.seconds
             scored = self._score(rollout.prompts, sampled.completions, self.clock)
+            source.observe(scored)
             if self.filtering.zero_variance == "keep":
                 return CollectedGroups(scored, [], seconds)
             kept += [group for group in scored if has_advantage(group)]

@@ -231,9 +231,10 @@ class ObserveR1(L.LightningModule):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks(self.global_rank, self.trainer.world_size, self._sum_over_ranks)
+        return Ranks(self.global_rank, self.trainer.world_size, self.sum_over_ranks)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """A tensor added up over all ranks."""
         if self.trainer.world_size == 1:
             return values
         reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _CHARACTERS = str.maketrans(
     {
@@ -43,6 +44,7 @@ _BOXED = re.compile(r"\\f?boxed\s*\{")
 _QUOTES = {'"': '"', "'": "'", "`": "`"}
 
 
+@lru_cache(maxsize=1024)  # a gold answer is normalised when it is read and for every completion
 def normalise(text: str) -> str:
     r"""An answer without its wrapping: `\boxed{$\text{Red}$.}` becomes `Red`.
 

@@ -67,6 +67,7 @@ class Questions:
 
     def __init__(self, encoder: PromptEncoder, size: int, gold: str = "3") -> None:
         self.epoch, self.position = 0, 0
+        self.observed: list[int] = []
         image = Image.new("RGB", (112, 112), "white")
         messages = [{"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "How many?"}]}]
         prompts = [Prompt(str(n), "", messages, [image], Gold(gold), n, difficulty=0.5) for n in range(size)]
@@ -77,6 +78,9 @@ class Questions:
         drawn = self.prompts[self.position : self.position + count]
         self.position += len(drawn)
         return drawn
+
+    def observe(self, groups: Sequence[PromptGroup]) -> None:
+        self.observed += [group.prompt.prompt.position for group in groups]
 
 
 def collector_of(policy: Policy, engine: RolloutEngine, **changes: Any) -> RolloutCollector:
@@ -158,6 +162,7 @@ def test_refills_replace_groups_without_advantage(policy: Policy, encoder: Promp
     experience = collect(collector_of(policy, engine, filtering=FilteringOptions("refill", 3)), source)
     assert [group.prompt.prompt.position for group in experience.groups] == [1, 3]
     assert source.position == 4
+    assert source.observed == [0, 1, 2, 3]  # those that are dropped, too: they say most about the pass rate
     assert experience.metrics["rollout/refilled_groups"] == 2
     assert experience.metrics["rollout/pass_rate"] == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
     assert len(set(engine.seeds)) == 3

@@ -177,6 +177,60 @@ def test_resume_at_the_end_of_an_epoch_that_bad_samples_cut_short(
     assert_same_run(kill_and_resume(command_line, tmp_path / "parts", arguments, "after_micro_batch", 24), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["level", "sample"])
+def test_resume_with_adaptive_order_refills_and_a_worker(
+    by: str, tmp_path: Path, tiny_ladder: Path, command_line: Callable[[Path], Any]
+) -> None:
+    """The pass rates decide what is drawn next, so the checkpoint has to hold them; refills draw by them as well."""
+    arguments = (
+        *BASE,
+        "--data.order=adaptive",
+        f"--data.adaptive.by={by}",
+        "--data.workers=1",
+        "--model.filtering.zero_variance=refill",
+        "--trainer.max_epochs=1",
+        f"--data.ladder={tiny_ladder}",
+    )
+    whole = run_to_the_end(command_line, tmp_path / "whole", arguments)
+    (rank,) = whole["NeuraLadderDataModule"]["ranks"]
+    assert float(rank["stream"]["adaptive"]["levels"][1].sum()) > 0
+    assert_same_run(kill_and_resume(command_line, tmp_path / "parts", arguments, "after_micro_batch", 13), whole)
+
+
+@pytest.mark.slow
+def test_resume_in_the_middle_of_a_rollout_on_two_ranks(
+    tmp_path: Path, tiny_ladder: Path, command_line: Callable[[Path], Any]
+) -> None:
+    """One rank trains two of the four steps of a rollout, two ranks the others: the same weights up to rounding."""
+    arguments = (
+        *BASE,
+        f"--data.ladder={tiny_ladder}",
+        "--trainer.max_steps=4",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.dirpath=halfway",
+        "--trainer.callbacks.every_n_train_steps=2",
+        "--trainer.callbacks.save_top_k=-1",
+    )
+    one_rank = run_to_the_end(command_line, tmp_path / "one", arguments)
+    (halfway,) = (tmp_path / "one" / "halfway").glob("*step=2.ckpt")
+    started = torch.load(halfway, weights_only=True)
+    (rank,) = started["NeuraLadderDataModule"]["ranks"]
+    assert rank["experience"] is not None
+    ranks = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
+    two_ranks = run_to_the_end(command_line, tmp_path / "two", (*arguments, *ranks, f"--ckpt_path={halfway}"))
+    assert two_ranks["global_step"] == one_rank["global_step"] == 4
+    states = [run["NeuraLadderDataModule"]["ranks"][0]["stream"] for run in (one_rank, two_ranks)]
+    assert states[0] == states[1]
+    moved = [max_difference(one_rank, other) for other in (started, two_ranks)]
+    assert moved[1] < 0.02 * moved[0], moved
+
+
+def max_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    weights, others = one["state_dict"], other["state_dict"]
+    return max(float((weights[name] - others[name]).abs().max()) for name in weights)
+
+
 def assert_same_run(resumed: dict[str, Any], uninterrupted: dict[str, Any]) -> None:
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert_equal(resumed[part], uninterrupted[part], part)

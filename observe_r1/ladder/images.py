@@ -45,6 +45,21 @@ def check_header(data: bytes, max_pixels: int, formats: tuple[str, ...] = ("PNG"
     return image
 
 
+def load_rgb(name: str, data: bytes, max_pixels: int) -> Image.Image:
+    """The decoded image of a tar member.
+
+    Raises:
+        BadSample: `image_corrupt`, `image_too_large` or `image_unsupported`, with the member's name.
+    """
+    try:
+        image = check_header(data, max_pixels)
+        with decoding():
+            image.load()
+            return image.convert("RGB")
+    except BadSample as bad:
+        raise BadSample(bad.reason, f"{name}: {bad.detail}") from bad.__cause__
+
+
 def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS) -> StoredImage:
     """The image as a shard will hold it: encoded bytes are kept where they can be, anything else becomes a PNG.
 

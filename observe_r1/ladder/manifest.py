@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 FILE_NAME = "ladder.json"
@@ -54,16 +54,30 @@ class Manifest:
         """
         path = directory / FILE_NAME
         try:
-            document = json.loads(path.read_bytes())
+            return cls.parse(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise ValueError(f"{directory} has no {FILE_NAME}; build or import a ladder there") from None
+
+    @classmethod
+    def parse(cls, content: bytes, address: str) -> Manifest:
+        """The manifest with this content, read from `address`.
+
+        Raises:
+            ValueError: It cannot be read, it has another format version, or names a shard outside of its directory.
+        """
+        try:
+            document = json.loads(content)
             version = document["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
             shards = tuple(Shard(**shard) for shard in document["shards"])
+            for shard in shards:
+                place = PurePosixPath(shard.file)
+                if place.is_absolute() or ".." in place.parts or "://" in shard.file:
+                    raise ValueError(f"shard {shard.file!r} lies outside of the ladder's directory")
             return cls(shards, document["levels"], document["built"])
-        except FileNotFoundError:
-            raise ValueError(f"{directory} has no {FILE_NAME}; build or import a ladder there") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a usable ladder manifest ({error}); build the ladder again") from error
+            raise ValueError(f"{address} is not a usable ladder manifest ({error}); build the ladder again") from error
 
     def verify(self, directory: Path) -> list[str]:
         """The shards under `directory` that are missing or differ from their recorded size or checksum."""

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 from PIL import Image
@@ -29,11 +30,15 @@ Reason = Literal[
     "image_unsupported",  # a format or a pixel type that RGB cannot hold
     "json_invalid",
     "json_missing",
+    "key_with_dots",  # a key ends at the first dot of a name, so several samples have become one
     "member_duplicate",
     "messages_invalid",
+    "shard_changed",  # its bytes are not those that were indexed: damaged, or replaced
     "shard_corrupt",
+    "shard_duplicate",  # the same bytes as another shard of the ladder
     "shard_missing",
     "shard_truncated",
+    "shard_unreachable",  # the server fails, refuses or does not answer
 ]
 
 
@@ -93,7 +98,7 @@ class Sample(Generic[ImageT]):
         if reason := check_gold(self.gold):
             raise BadSample("gold_unparseable", reason)
 
-    @property
+    @cached_property
     def gold(self) -> Gold:
         """The answer as the rewards judge it."""
         _text(self.answer, "answer")

@@ -257,11 +257,11 @@ def test_the_largest_prompt_of_a_ladder(tmp_path: Path) -> None:
 
 
 def test_inspected_samples_are_the_largest_and_some_of_everywhere() -> None:
-    assert positions_to_inspect([5, 5, 9, 5, 0, 5, 5, 5], 4) == [2, 0, 3, 6]
-    assert positions_to_inspect([1, 0, 2], 64) == [2, 0]
-    assert positions_to_inspect([0, 0], 8) == []
+    assert positions_to_inspect(np.array([5, 5, 9, 5, 0, 5, 5, 5]), 4) == [2, 0, 3, 6]
+    assert positions_to_inspect(np.array([1, 0, 2]), 64) == [2, 0]
+    assert positions_to_inspect(np.array([0, 0]), 8) == []
     sizes = [n % 97 for n in range(1000)]
-    chosen = positions_to_inspect(sizes, 64)
+    chosen = positions_to_inspect(np.array(sizes), 64)
     assert len(set(chosen)) == 64
     assert min(sizes[position] for position in chosen[:16]) >= 95
     gaps = np.diff(chosen[16:])

@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from observe_r1.answers import Gold
-from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream, curriculum_order
+from observe_r1.datamodules.neura_ladder import for_other_ranks
+from observe_r1.datamodules.prompt_stream import EncodedDataset, PromptStream, curriculum_order
 from observe_r1.encoding import PromptEncoder, PromptOptions
-from observe_r1.experience import Prompt, Skipped
+from observe_r1.experience import EncodedPrompt, Prompt, Skipped
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.policy import load_processor
 
 SIZES = st.integers(1, 60)
-ORDERS: st.SearchStrategy[Order] = st.sampled_from(["ladder", "random"])
+FIXED_ORDERS: st.SearchStrategy[Any] = st.sampled_from(["ladder", "random"])
 
 
 class Numbered:
@@ -29,18 +31,19 @@ class Numbered:
         self.bad = bad
         self.read: list[int] = []
 
-    def __getitem__(self, position: int) -> object:
+    def __getitem__(self, position: int) -> EncodedPrompt | Skipped:
         self.read.append(position)
         if position in self.bad:
             return Skipped(position, "image_corrupt", f"sample {position}")
-        return SimpleNamespace(position=position)
+        tokens = torch.tensor([position])
+        return EncodedPrompt(Prompt(str(position), "", [], [], Gold("3"), position), tokens, tokens)
 
 
 def positions(stream: PromptStream, count: int) -> list[int]:
-    return [prompt.position for prompt in stream.draw(count)]  # type: ignore[attr-defined]
+    return [prompt.prompt.position for prompt in stream.draw(count)]
 
 
-def stream_of(size: int, bad: frozenset[int] = frozenset(), **options: object) -> PromptStream:
+def stream_of(size: int, bad: frozenset[int] = frozenset(), **options: Any) -> PromptStream:
     return PromptStream(Numbered(bad), size, **options)  # type: ignore[arg-type]
 
 
@@ -48,9 +51,9 @@ def stream_of(size: int, bad: frozenset[int] = frozenset(), **options: object) -
     size=st.integers(1, 60),
     world=st.integers(1, 5),
     count=st.integers(1, 20),
-    order=st.sampled_from(["ladder", "random"]),
+    order=FIXED_ORDERS,
 )
-def test_the_union_over_ranks_is_the_order(size: int, world: int, count: int, order: Order) -> None:
+def test_the_union_over_ranks_is_the_order(size: int, world: int, count: int, order: Any) -> None:
     dealt: dict[int, int] = {}
     for rank in range(world):
         stream = stream_of(size, rank=rank, world_size=world, order=order, seed=3)
@@ -67,9 +70,9 @@ def test_the_union_over_ranks_is_the_order(size: int, world: int, count: int, or
     size=st.integers(1, 60),
     start=st.integers(0, 60),
     count=st.integers(1, 9),
-    order=st.sampled_from(["ladder", "random"]),
+    order=FIXED_ORDERS,
 )
-def test_resuming_anywhere_continues_and_reads_nothing_before(size: int, start: int, count: int, order: Order) -> None:
+def test_resuming_anywhere_continues_and_reads_nothing_before(size: int, start: int, count: int, order: Any) -> None:
     whole = stream_of(size, order=order, seed=1)
     before = positions(whole, min(start, size))
     resumed = stream_of(size, order=order, seed=1)
@@ -77,6 +80,73 @@ def test_resuming_anywhere_continues_and_reads_nothing_before(size: int, start: 
     rest = [positions(resumed, count) for _ in range(-(-size // count))]
     assert [p for part in rest for p in part] == list(curriculum_order(size, order, 1, 0))[len(before) :]
     assert not set(resumed.dataset.read) & set(before)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 2), st.integers(1, 20), FIXED_ORDERS)
+def test_the_union_is_the_order_with_loader_workers(
+    size: int, world: int, workers: int, count: int, order: Any
+) -> None:
+    dealt = {}
+    for rank in range(world):
+        stream = stream_of(size, rank=rank, world_size=world, workers=workers, order=order, seed=3)
+        mine = []
+        while not stream.exhausted:
+            mine += positions(stream, count)
+        dealt.update({rank + world * number: position for number, position in enumerate(mine)})
+    assert [dealt[n] for n in range(size)] == list(curriculum_order(size, order, 3, 0))
+
+
+@given(
+    st.integers(8, 60),
+    st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    st.frozensets(st.integers(0, 59), max_size=5),
+    FIXED_ORDERS,
+)
+def test_resuming_on_other_numbers_of_ranks_goes_on_with_the_order(
+    size: int, worlds: list[int], blocks: list[int], bad: frozenset[int], order: Any
+) -> None:
+    """Some blocks on each number of ranks in turn, and the rest on the last one."""
+    saved: list[Any] = []
+    seen: list[int] = []
+    read: list[int] = []
+    whole = list(curriculum_order(size, order, 5, 0))
+    for turn, world in enumerate(worlds):
+        left_over = size % (4 * world) if size % (4 * world) < world else 0
+        together = {"world_size": world, "left_over": left_over, "smallest_share": lambda number: 1}
+        streams = [
+            stream_of(size - left_over, bad, rank=rank, order=order, seed=5, **together) for rank in range(world)
+        ]
+        if saved:
+            for stream, state in zip(streams, for_other_ranks(saved, world), strict=True):
+                assert state is not None
+                stream.load_state_dict(state["stream"])
+        last = turn == len(worlds) - 1
+        for _ in range(size if last else blocks[turn]):
+            start = streams[0].position
+            shares = [positions(stream, world) for stream in streams]  # one sample each, unless it is bad
+            block = [position for share in shares for position in share]
+            assert sorted(block) == sorted(set(whole[start : min(start + world, size - left_over)]) - bad)
+            seen += block
+        read += [position for stream in streams for position in stream.dataset.read]  # type: ignore[attr-defined]
+        saved = [
+            {"stream": s.state_dict(), "experience": None, "next_micro_batch": 0, "handed_out": 0} for s in streams
+        ]
+    assert sorted(read) == sorted(whole[: streams[0].position])  # each exactly once
+    assert set(seen) == set(read) - bad
+    assert streams[0].position >= size - world
+    assert sum(saved[rank]["stream"]["skipped"].get("image_corrupt", 0) for rank in range(world)) == len(
+        bad & set(read)
+    )
+
+
+def test_samples_too_few_for_all_ranks_are_counted() -> None:
+    streams = [stream_of(9, rank=rank, world_size=3, left_over=2) for rank in range(3)]
+    for stream in streams:
+        positions(stream, 9)
+        stream.next_epoch()
+    assert [dict(stream.skipped) for stream in streams] == [{"fewer_than_ranks": 2}, {}, {}]
 
 
 def test_random_order_differs_between_epochs_and_seeds() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +77,100 @@ def write_tar() -> WriteTar:
         return path
 
     return write
+
+
+class RangeServer:
+    """A web server with range requests on 127.0.0.1, for the files below a directory, that can be made to fail.
+
+    Attributes:
+        bytes_sent: Of bodies, by file.
+        requests: By method and file.
+        faults: Asked ahead of every request with the handler; True means that it has answered.
+        ranges: Whether range requests are understood.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.bytes_sent: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.faults: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
+        self.ranges = True
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.respond(body=False)
+
+            def do_GET(self) -> None:
+                self.respond(body=True)
+
+            def respond(self, body: bool) -> None:
+                outer.requests[self.command, self.path] += 1
+                if outer.faults(self):
+                    return
+                path = outer.directory / self.path.lstrip("/")
+                if path.is_dir():
+                    links = "".join(f'<a href="{self.path.rstrip("/")}/{p.name}">x</a>' for p in path.iterdir())
+                    content, status = links.encode(), 200
+                elif path.is_file():
+                    content, status = path.read_bytes(), 200
+                else:
+                    content, status = b"not here", 404
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted and status == 200 and outer.ranges:
+                    content, status = content[int(wanted[1]) : int(wanted[2]) + 1], 206
+                    if not content:
+                        status = 416
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    outer.bytes_sent[path.name] += len(content)
+                    self.wfile.write(content)
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                pass  # clients that hang up are part of the tests
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def fails(self, status: int, times: int = 10**9, file: str = "") -> None:
+        """Answers the next `times` requests for files of that name with `status`; 0 hangs instead."""
+        left = iter(range(times))
+
+        def fault(handler: BaseHTTPRequestHandler) -> bool:
+            if file not in handler.path or next(left, None) is None:
+                return False
+            if status == 0:
+                self.released.wait(30)
+                return True
+            handler.send_response(status)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return True
+
+        self.released = threading.Event()
+        self.faults = fault
+
+    def close(self) -> None:
+        if hasattr(self, "released"):
+            self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def range_server(tmp_path: Path) -> Iterator[RangeServer]:
+    """Serves `tmp_path`."""
+    server = RangeServer(tmp_path)
+    yield server
+    server.close()

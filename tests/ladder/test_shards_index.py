@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import random
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from PIL import Image
 from observe_r1.answers import Gold
 from observe_r1.experience import Prompt
 from observe_r1.ladder import index as index_module
-from observe_r1.ladder.index import SampleSpan, build_index, index_path, open_index
+from observe_r1.ladder.index import build_index, index_path, open_index
 from observe_r1.ladder.manifest import Manifest, Shard
 from observe_r1.ladder.sample import BadSample
 from observe_r1.ladder.shards import write_ladder
@@ -239,15 +241,15 @@ class TestKeepingTheIndex:
         """Counts how often a tar is scanned."""
         calls = []
 
-        def counted(tar):
+        def counted(tar, files):
             calls.append(tar)
-            return build_index(tar)
+            return build_index(tar, files)
 
         monkeypatch.setattr(index_module, "build_index", counted)
         return calls
 
     def test_it_is_read_the_second_time(self, tar, scans):
-        assert open_index(tar) == open_index(tar)
+        assert open_index(tar).spans == open_index(tar).spans
         assert len(scans) == 1
 
     def test_shards_come_with_theirs(self, tmp_path, make_sample, scans):
@@ -271,10 +273,10 @@ class TestKeepingTheIndex:
 
     @pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": "observe-r1 tar index", "version": 0}'])
     def test_an_index_that_cannot_be_read(self, tar, scans, content):
-        expected = open_index(tar)
+        expected = open_index(tar).spans
         index_path(tar).write_text(content)
-        assert open_index(tar) == expected
-        assert open_index(tar) == expected
+        assert open_index(tar).spans == expected
+        assert open_index(tar).spans == expected
         assert len(scans) == 2
 
     def test_a_directory_that_cannot_be_written(self, tar, monkeypatch, caplog):
@@ -286,10 +288,25 @@ class TestKeepingTheIndex:
             assert len(open_index(tar).spans) == 2
         assert "scanned at every start" in caplog.text
 
-    def test_the_file_is_small_json(self, tar):
-        open_index(tar)
-        document = json.loads(index_path(tar).read_text())
-        assert [SampleSpan(*values).key for values in document["samples"]] == ["a", "b"]
+    def test_an_index_of_another_tar_or_with_a_flipped_bit(self, tmp_path, tar, scans, make_sample):
+        expected = open_index(tar).spans
+        whole = index_path(tar).read_bytes()
+        for place in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1
+            index_path(tar).write_bytes(damaged)
+            assert open_index(tar).spans == expected
+        write_ladder([make_sample()], tmp_path / "other")
+        index_path(tar).write_bytes((tmp_path / "other" / "shard-000000.tar.idx").read_bytes())
+        assert open_index(tar).spans == expected
+
+    def test_the_file_holds_arrays(self, tar):
+        spans = open_index(tar).spans
+        line, _, body = index_path(tar).read_bytes().partition(b"\n")
+        assert json.loads(line)["samples"] == 2
+        assert body[:16] == struct.pack("<qq", 0, spans[1].offset)
+        assert body[32:40] == struct.pack("<II", *(zlib.crc32(tar.read_bytes()[s.offset :][: s.length]) for s in spans))
+        assert body.endswith(b"a\0b")
         assert [path.name for path in tar.parent.iterdir() if path.name.startswith(".")] == []
 
 
