@@ -1,4 +1,4 @@
-"""What observe_r1 adds to a Lightning checkpoint, and what it leaves out."""
+"""What observe_r1 adds to a Lightning checkpoint."""
 
 from __future__ import annotations
 
@@ -7,21 +7,6 @@ from pathlib import Path
 from typing import Any
 
 ENTRY = "observe_r1"
-REFERENCE = "reference."
-
-
-def drop_reference(checkpoint: dict[str, Any]) -> None:
-    """Takes out the weights of the reference model: they never change and are loaded from their own files."""
-    for name in [name for name in checkpoint.get("state_dict", ()) if name.startswith(REFERENCE)]:
-        del checkpoint["state_dict"][name]
-
-
-def restore_reference(checkpoint: dict[str, Any], weights: Mapping[str, Any]) -> None:
-    """Puts the loaded reference model where a strict load of the state looks for it."""
-    if "state_dict" in checkpoint:  # DeepSpeed keeps the weights elsewhere
-        checkpoint["state_dict"] |= {f"{REFERENCE}{name}": value for name, value in weights.items()}
-
-
 LIGHTNINGS_OWN = ("", "last", "best", "hpc", "null")  # values of --ckpt_path that are no files
 
 

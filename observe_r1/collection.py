@@ -162,7 +162,9 @@ class RolloutCollector:
     ) -> list[PromptGroup]:
         """Completions of the prompts, scored."""
         with clock.measure("generate"):
-            completions = self.engine.generate(prompts, sampling, seed) if prompts else []
+            # the model itself may have to run on all ranks, also on those without a prompt
+            asked = prompts or self.engine.is_trainer
+            completions = self.engine.generate(prompts, sampling, seed) if asked else []
         groups = [PromptGroup(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
         with clock.measure("reward"):
             score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)

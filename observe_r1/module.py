@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import is_well_formed
-from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
+from observe_r1.checkpoint import ENTRY, check_entry
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
@@ -44,11 +44,12 @@ from observe_r1.objective import (
     kl_to_come,
 )
 from observe_r1.phase_clock import PhaseClock
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor, load_reference
+from observe_r1.policy import Policy, PolicyOptions, load_processor
 from observe_r1.rewards import AccuracyReward, FormatReward, Reward, RewardCombination
 from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
+from observe_r1.sharding import gradient_norm
+from observe_r1.strategies import engine_gradient_norm, load_models, prepare
 
-DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -112,7 +113,7 @@ class ObserveR1(L.LightningModule):
         self.clock = PhaseClock()
         self.pass_rate = PassRate()
         self.policy: Policy
-        self.reference: Policy | None = None
+        self._reference: list[Policy] = []  # no submodule: nothing of it is trained or saved
         self.encoder: PromptEncoder
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
@@ -125,15 +126,24 @@ class ObserveR1(L.LightningModule):
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        prepare(self.trainer.strategy)
+
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
-        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
         processor = load_processor(self.policy_options.pretrained, self.prompt_options)
         self.encoder = PromptEncoder(processor, self.prompt_options)
-        self.policy = load_policy(self.policy_options, dtype)
-        if self.kl.coefficient > 0 and not self.policy.has_adapters:
-            self.reference = load_reference(self.policy_options, dtype)
+        has_reference = self.kl.coefficient > 0 and self.policy_options.lora is None  # or the base without adapters
+        self.policy, reference = load_models(
+            self.trainer.strategy, self.policy_options, str(self.trainer.precision), has_reference
+        )
+        self._reference = [] if reference is None else [reference]
+
+    @property
+    def reference(self) -> Policy | None:
+        """The frozen model of the KL term; None when there is none, or when it is the policy without adapters."""
+        return self._reference[0] if self._reference else None
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([parameter for parameter in self.policy.parameters() if parameter.requires_grad])
@@ -246,7 +256,14 @@ class ObserveR1(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._train_started = time.perf_counter()
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if not self.trainer.strategy.handles_gradient_accumulation:
+            self.log("train/gradient_norm", gradient_norm(self.policy.parameters()))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        norm = engine_gradient_norm(self.trainer.strategy)
+        if norm is not None:
+            self.log("train/gradient_norm", norm)
         self.clock.add("train", time.perf_counter() - self._train_started)
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
@@ -307,7 +324,6 @@ class ObserveR1(L.LightningModule):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        drop_reference(checkpoint)
         checkpoint[ENTRY] = {
             "fingerprint": self.policy.fingerprint(),
             "rng": torch.get_rng_state(),
@@ -318,8 +334,6 @@ class ObserveR1(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = check_entry(checkpoint, self.policy.fingerprint())
-        if self.reference is not None:
-            restore_reference(checkpoint, self.reference.state_dict())
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
         self.verdicts = {split: Counter(counts) for split, counts in saved["verdicts"].items()}
