@@ -168,9 +168,9 @@ class Policy(nn.Module):
         logits: Tensor = self.transformer.get_output_embeddings()(hidden)
         return logits
 
-    def blank_prompt(self) -> EncodedPrompt:
+    def blank_prompt(self, device: torch.device | None = None) -> EncodedPrompt:
         """What a rank without images, or without prompts, gives the model in lockstep with the others."""
-        return blank_prompt(self.transformer.config)
+        return blank_prompt(self.transformer.config, device)
 
     @contextmanager
     def kept_whole(self) -> Iterator[None]:
@@ -223,8 +223,7 @@ class Policy(nn.Module):
         """In lockstep the vision tower runs on every rank: a blank image joins slices without any, and counts nothing."""
         if not self.in_lockstep or any(part.prompt.vision is not None for part in slices):
             return forward(slices)
-        blank = self.blank_prompt().to(self.device)
-        nothing = GroupSlice(blank, [torch.zeros(1, dtype=torch.long, device=self.device)])
+        nothing = GroupSlice(self.blank_prompt(self.device), [torch.zeros(1, dtype=torch.long, device=self.device)])
         output = forward([*slices, nothing])
         entropy = None if output.entropy is None else output.entropy[:-1]
         return TokenLogprobs(output.logprobs[:-1], entropy)
@@ -243,6 +242,10 @@ class Policy(nn.Module):
                 return self._packed(sample, head, backend)
 
             reason = disagreement(packed, plain, slices, self._dtype())
+            if self.in_lockstep and reason is not None and "raised" in reason:  # other ranks may wait in the middle of it
+                raise ValueError(
+                    f"The shared-prefix forward of sharded weights failed: {reason}. Set policy.forward: padded."
+                )
             if self.in_lockstep and any_rank(reason is not None, self.device):
                 reason = reason or "it does not on another rank"
             if reason is None:

@@ -38,17 +38,24 @@ def largest_over_ranks(number: int, device: torch.device) -> int:
     return int(value)
 
 
-def blank_prompt(config: Any) -> EncodedPrompt:
-    """The smallest prompt with an image: a rank without images runs the vision tower on it, as the others run theirs."""
+def blank_prompt(config: Any, device: torch.device | None = None) -> EncodedPrompt:
+    """The smallest prompt with an image: a rank without images runs the vision tower on it when the others run theirs.
+
+    For models without a tower it has no image either.
+    """
     tower = getattr(config, "vision_config", None)
-    prompt = Prompt("blank", "blank", [], [], Gold(""))
+    prompt = Prompt("blank", "blank", [], [], Gold("none"))
     if tower is None:
-        return EncodedPrompt(prompt, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        nothing = torch.zeros(1, dtype=torch.long, device=device)
+        return EncodedPrompt(prompt, nothing, nothing)
     side, channels = tower.spatial_merge_size, getattr(tower, "in_channels", 3)
-    pixels = torch.zeros(side**2, channels * tower.temporal_patch_size * tower.patch_size**2)
-    ids = torch.tensor([config.vision_start_token_id, config.image_token_id, config.vision_end_token_id])
+    patch = channels * tower.temporal_patch_size * tower.patch_size**2
+    image = VisionInputs(
+        torch.zeros(side**2, patch, device=device), torch.tensor([[1, side, side]], dtype=torch.long, device=device)
+    )
+    ids = [config.vision_start_token_id, config.image_token_id, config.vision_end_token_id]
     return EncodedPrompt(
-        prompt, ids, torch.tensor([0, 1, 0]), VisionInputs(pixels, torch.tensor([[1, side, side]], dtype=torch.long))
+        prompt, torch.tensor(ids, device=device), torch.tensor([0, 1, 0], device=device), image
     )
 
 

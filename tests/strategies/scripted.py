@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.strategies.ddp import DDPStrategy
 
 from observe_r1.experience import Completion
 from observe_r1.rewards import Reward
@@ -50,6 +47,11 @@ class Shortness(Reward):
 class CPUDeepSpeed(DeepSpeed):
     """DeepSpeed itself runs on a CPU; Lightning's strategy refuses one."""
 
+    def __init__(self, stage: int = 2) -> None:
+        super().__init__(stage)
+        # DeepSpeed leaves small weights whole, and the tiny policy has no others
+        self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
 
@@ -73,20 +75,10 @@ class CPUDeepSpeed(DeepSpeed):
         return engine, wrapped
 
 
-class Recorder(L.Callback):
-    """Loss, gradient norm and loss of every optimizer step, and the final weights, in files."""
-
-    def __init__(self, weights: bool = True) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.weights = weights
-
-    def on_train_batch_end(self, trainer, module, *_):
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            figures = trainer.logged_metrics
-            self.rows.append({name: float(figures[name]) for name in ("train/loss", "train/kl", "train/gradient_norm")})
+class FinalWeights(L.Callback):
+    """Writes what `named_weights` gives at the end."""
 
     def on_fit_end(self, trainer, module):
         named = {name: weight.cpu().clone() for name, weight in module.policy.named_weights()}
         if trainer.is_global_zero:
-            Path("steps.json").write_text(json.dumps(self.rows))
             torch.save(named, "weights.pt")
