@@ -43,11 +43,12 @@ from observe_r1.objective import (
     kl_estimate,
     kl_to_come,
 )
+from observe_r1.parameter_groups import parameter_groups
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy, PolicyOptions, load_processor
 from observe_r1.rewards import AccuracyReward, FormatReward, Reward, RewardCombination
 from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
-from observe_r1.sharding import gradient_norm
+from observe_r1.sharding import gradient_norm, over_ranks
 from observe_r1.strategies import engine_gradient_norm, load_models, prepare
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
@@ -69,6 +70,8 @@ class ObserveR1(L.LightningModule):
         updates: Optimizer steps and epochs per rollout.
         filtering: What is left out of training.
         optimizer: Optimizer of the trainable parameters.
+        learning_rates: Learning rates of parts of the model, by shell patterns of parameter names such as `*visual*`;
+            the first pattern that fits a parameter decides. All others have the optimizer's.
         scheduler: Learning-rate schedule, given the optimizer and the optimizer steps of the run.
         validation_max_new_tokens: Length limit of the greedy answers to held-out questions; null: as in training.
         seed: Seed of the sampling. The command line sets it from `seed_everything`.
@@ -88,6 +91,7 @@ class ObserveR1(L.LightningModule):
         updates: UpdateOptions = UpdateOptions(),
         filtering: FilteringOptions = FilteringOptions(),
         optimizer: OptimizerCallable = torch.optim.AdamW,
+        learning_rates: dict[str, float] | None = None,
         scheduler: SchedulerCallable | None = None,
         validation_max_new_tokens: int | None = None,
         seed: int = 0,
@@ -107,6 +111,7 @@ class ObserveR1(L.LightningModule):
         self.updates = updates
         self.filtering = filtering
         self.optimizer = optimizer
+        self.learning_rates = learning_rates or {}
         self.scheduler = scheduler
         self.greedy = SamplingOptions(1, 0.0, 1.0, validation_max_new_tokens or self.sampling.max_new_tokens)
         self.seed = seed
@@ -146,7 +151,7 @@ class ObserveR1(L.LightningModule):
         return self._reference[0] if self._reference else None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([parameter for parameter in self.policy.parameters() if parameter.requires_grad])
+        optimizer = self.optimizer(parameter_groups(self.policy.model, self.learning_rates))  # type: ignore[arg-type]
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
@@ -326,7 +331,9 @@ class ObserveR1(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ENTRY] = {
             "fingerprint": self.policy.fingerprint(),
-            "rng": torch.get_rng_state(),
+            "rng": over_ranks(torch.get_rng_state()),
+            "policy": dataclasses.asdict(self.policy_options),
+            "precision": str(self.trainer.precision),
             "rollout_figures": dict(self.rollout_figures),
             "seconds": dict(self.clock.total),
             "verdicts": {split: dict(counts) for split, counts in self.verdicts.items()},
@@ -337,7 +344,9 @@ class ObserveR1(L.LightningModule):
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
         self.verdicts = {split: Counter(counts) for split, counts in saved["verdicts"].items()}
-        self._restored_rng = saved["rng"]
+        states = saved["rng"]
+        # on another number of ranks nothing can be the same to the last bit
+        self._restored_rng = states[self.global_rank] if len(states) == self.trainer.world_size else None
 
     def on_train_start(self) -> None:
         if self._restored_rng is not None:
