@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-OWN_COMMANDS = ("ladder",)
+OWN_COMMANDS = ("ladder", "export")
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
-    "data (see `observe-r1 ladder --help`); the subcommands below train and evaluate."
+    "data (see `observe-r1 ladder --help`), `observe-r1 export` a Hugging Face directory from a checkpoint; the subcommands below train and evaluate."
 )
 
 
@@ -33,11 +33,14 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
     """`observe-r1 ladder ...`; imports what the command needs only."""
     from jsonargparse import auto_cli
 
-    from observe_r1.ladder.importers import import_ladder
+    if name == "export":
+        from observe_r1.export import export_checkpoint as command
+    else:
+        from observe_r1.ladder.importers import import_ladder
 
-    commands = {"ladder": {"import": import_ladder}}
+        command = {"import": import_ladder}  # type: ignore[assignment]
     try:
-        auto_cli(commands[name], args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+        auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
         sys.exit(f"observe-r1 {name}: {error}")
 

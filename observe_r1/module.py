@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import is_well_formed
-from observe_r1.checkpoint import ENTRY, check_entry
+from observe_r1.checkpoint import ENTRY, check_entry, drop_frozen, restore_frozen
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed
@@ -329,11 +329,13 @@ class ObserveR1(L.LightningModule):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.policy.in_lockstep:  # sharded checkpoints are read back whole
+            drop_frozen(checkpoint, self.policy)
         checkpoint[ENTRY] = {
             "fingerprint": self.policy.fingerprint(),
             "rng": over_ranks(torch.get_rng_state()),
             "policy": dataclasses.asdict(self.policy_options),
-            "precision": str(self.trainer.precision),
+            "prompt": dataclasses.asdict(self.prompt_options),
             "rollout_figures": dict(self.rollout_figures),
             "seconds": dict(self.clock.total),
             "verdicts": {split: dict(counts) for split, counts in self.verdicts.items()},
@@ -341,6 +343,7 @@ class ObserveR1(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = check_entry(checkpoint, self.policy.fingerprint())
+        restore_frozen(checkpoint, self.policy)
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
         self.verdicts = {split: Counter(counts) for split, counts in saved["verdicts"].items()}

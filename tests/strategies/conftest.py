@@ -78,7 +78,7 @@ def run_steps(command_line: Callable[[Path], Any], directory: Path, *arguments: 
     directory.mkdir(exist_ok=True)
     shutil.copy(Path(__file__).with_name("scripted.py"), directory)
     command_line(directory)(*BASE, *arguments)
-    (metrics,) = directory.rglob("metrics.csv")
+    metrics = max(directory.rglob("metrics.csv"))  # of the last version
     with metrics.open() as file:
         rows = list(csv.DictReader(file))
     steps = [{name: float(row[name]) for name in FIGURES} for row in rows if row["train/loss"]]
