@@ -13,7 +13,8 @@ from pathlib import Path
 OWN_COMMANDS = ("ladder", "export")
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. `observe-r1 ladder import` makes a ladder from your own "
-    "data (see `observe-r1 ladder --help`), `observe-r1 export` a Hugging Face directory from a checkpoint; the subcommands below train and evaluate."
+    "data (see `observe-r1 ladder --help`), `observe-r1 export` a Hugging Face directory from a "
+    "checkpoint; the subcommands below train and evaluate."
 )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, learning_rates: Mapping[str, float]) -> list[nn.Parameter] | list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, learning_rates: Mapping[str, float]
+) -> list[nn.Parameter] | list[dict[str, Any]]:
     """Trained parameters as optimizers take them: one group for each pattern, and one for what fits none.
 
     Args:

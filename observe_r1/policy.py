@@ -22,8 +22,8 @@ from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
-from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
 from observe_r1.sharding import any_rank, blank_prompt, full_shape, gathered, kept_whole, reshard, shard_like, whole
+from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
 from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs
 from observe_r1.text_attention import set_text_attention, text_attention
 from observe_r1.token_cost import TokenCost
@@ -220,7 +220,7 @@ class Policy(nn.Module):
     def _with_an_image(
         self, slices: Sequence[GroupSlice], forward: Callable[[Sequence[GroupSlice]], TokenLogprobs]
     ) -> TokenLogprobs:
-        """In lockstep the vision tower runs on every rank: a blank image joins slices without any, and counts nothing."""
+        """In lockstep the vision tower runs on every rank: a blank image joins slices without any, to no effect."""
         if not self.in_lockstep or any(part.prompt.vision is not None for part in slices):
             return forward(slices)
         nothing = GroupSlice(self.blank_prompt(self.device), [torch.zeros(1, dtype=torch.long, device=self.device)])
@@ -242,7 +242,9 @@ class Policy(nn.Module):
                 return self._packed(sample, head, backend)
 
             reason = disagreement(packed, plain, slices, self._dtype())
-            if self.in_lockstep and reason is not None and "raised" in reason:  # other ranks may wait in the middle of it
+            if (
+                self.in_lockstep and reason is not None and "raised" in reason
+            ):  # other ranks may wait in the middle of it
                 raise ValueError(
                     f"The shared-prefix forward of sharded weights failed: {reason}. Set policy.forward: padded."
                 )

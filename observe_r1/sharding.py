@@ -63,9 +63,7 @@ def blank_prompt(config: Any, device: torch.device | None = None) -> EncodedProm
         torch.zeros(side**2, patch, device=device), torch.tensor([[1, side, side]], dtype=torch.long, device=device)
     )
     ids = [config.vision_start_token_id, config.image_token_id, config.vision_end_token_id]
-    return EncodedPrompt(
-        prompt, torch.tensor(ids, device=device), torch.tensor([0, 1, 0], device=device), image
-    )
+    return EncodedPrompt(prompt, torch.tensor(ids, device=device), torch.tensor([0, 1, 0], device=device), image)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def test_experiments_instantiate(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 def test_strategies_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, name: str, experiment: str) -> None:
     """Parsed, not instantiated: most of them need GPUs."""
     quickstart = instantiate(monkeypatch, f"--config={CONFIGS / 'quickstart.yaml'}", *STAND_IN)
-    config = quickstart.parser.parse_args([f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"])
+    config = quickstart.parser.parse_args(
+        [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"]
+    )
     assert config.trainer.strategy is not None
     expected = {"ddp.yaml": "ddp", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
     assert expected in str(config.trainer.strategy)

@@ -49,7 +49,12 @@ def test_the_wheel_holds_nothing_else(wheel: list[str]) -> None:
 def test_packages_are_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent for top in (*SOURCES, "configs") for file in (ROOT / top).rglob("*.py")}
-    folders |= {ROOT / "configs/ablations", ROOT / "configs/rollout", ROOT / "configs/strategies", ROOT / "observe_r1/quickstart/policy"}
+    folders |= {
+        ROOT / "configs/ablations",
+        ROOT / "configs/rollout",
+        ROOT / "configs/strategies",
+        ROOT / "observe_r1/quickstart/policy",
+    }
     assert sorted(settings["packages"]) == sorted(installed_name(folder).replace("/", ".") for folder in folders)
 
 
