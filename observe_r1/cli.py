@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 OWN_COMMANDS = ("ladder", "export")
 DESCRIPTION = (
@@ -34,14 +35,15 @@ def run_own_command(name: str, arguments: Sequence[str]) -> None:
     """`observe-r1 ladder ...`; imports what the command needs only."""
     from jsonargparse import auto_cli
 
+    command: Any
     if name == "export":
         from observe_r1.export import export_checkpoint as command
     else:
         from observe_r1.ladder.importers import import_ladder
 
-        command = {"import": import_ladder}  # type: ignore[assignment]
+        command = {"import": import_ladder}
     try:
-        auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)  # type: ignore[arg-type]
+        auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=True)
     except (ValueError, OSError) as error:
         sys.exit(f"observe-r1 {name}: {error}")
 

@@ -85,10 +85,10 @@ def _fill(policy: Policy, path: Path) -> None:
     if path.is_file():
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     elif (path / FSDP2_ENTRY).is_file():
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         saved = {POLICY + name: weight for name, weight in own.items()}
-        dcp.load({"state_dict": saved}, checkpoint_id=path, no_dist=True)
+        load({"state_dict": saved}, checkpoint_id=path, no_dist=True)
     else:
         try:
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

@@ -151,7 +151,7 @@ class ObserveR1(L.LightningModule):
         return self._reference[0] if self._reference else None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.policy.model, self.learning_rates))  # type: ignore[arg-type]
+        optimizer = self.optimizer(parameter_groups(self.policy.model, self.learning_rates))
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))

@@ -37,5 +37,7 @@ def parameter_groups(
                 f"model.learning_rates: {pattern!r} fits no trained parameter that the patterns before it leave. Names "
                 f"look like: {examples}."
             )
-    named = [{"params": groups[pattern], "lr": rate, "name": pattern} for pattern, rate in learning_rates.items()]
+    named: list[dict[str, Any]] = [
+        {"params": groups[pattern], "lr": rate, "name": pattern} for pattern, rate in learning_rates.items()
+    ]
     return [{"params": rest, "name": "other"}, *named] if rest else named

@@ -88,7 +88,8 @@ def whole(tensor: Tensor) -> Tensor:
     """The full tensor where this is FSDP2's part of one, on the device that computes; all ranks have to ask."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to(tensor.device_mesh.device_type).full_tensor()
+    part: DTensor = tensor.to(tensor.device_mesh.device_type)
+    return part.full_tensor()
 
 
 def full_shape(parameter: Tensor) -> torch.Size:
@@ -154,7 +155,7 @@ def shard_like(
         compute_dtype: To which gathered weights are cast. Weights, gradients and optimizer keep their own.
         forward_methods: Further methods of the module that run it.
     """
-    device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+    device = torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
     options: dict[str, Any] = {
         "mesh": mesh,
         # autocast decides on the inputs: rotary tables have to stay float32

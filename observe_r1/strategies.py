@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -17,7 +16,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from observe_r1.policy import Policy, PolicyOptions, load_policy, load_reference, shard_policy
 
@@ -60,7 +59,7 @@ class FSDP2(ModelParallelStrategy):
         if replica == self.world_size:
             return self.device_mesh["data_parallel"]
         shape = (self.world_size // replica, replica)
-        return dist.init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "parts"))
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "parts"))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if not self._save_distributed_checkpoint:
@@ -134,10 +133,12 @@ def load_models(
     if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
         from transformers.integrations import HfDeepSpeedConfig
 
-        strategy.hf_config = HfDeepSpeedConfig(strategy.config)  # transformers loads in parts as long as this lives
+        loads_parts = HfDeepSpeedConfig(strategy.config)  # transformers asks for it as long as it lives
         policy = load_policy(options, dtype)
         policy.in_lockstep = True
-        return policy, _zero_reference(strategy, load_reference(options, dtype)) if with_reference else None
+        reference = _zero_reference(strategy, load_reference(options, dtype)) if with_reference else None
+        del loads_parts
+        return policy, reference
     reference = load_reference(options, dtype).to(strategy.root_device) if with_reference else None
     return load_policy(options, dtype), reference
 

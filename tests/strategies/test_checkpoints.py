@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import STRATEGIES, Run, needs_deepspeed, run_steps
+from .conftest import BASE, STRATEGIES, Run, needs_deepspeed, run_steps
 
 SAVING = (
     "--trainer.devices=2",
@@ -62,3 +63,17 @@ def test_resumed_runs_and_exports_equal_uninterrupted_ones(
     assert same_weights(resumed.weights, whole.weights)
     # DeepSpeed's files round nothing, and adapters are merged by the same arithmetic
     assert same_weights(exported(command_line, whole), whole.weights)
+
+
+@pytest.mark.slow
+def test_a_save_that_dies_leaves_the_checkpoint_before_it(tmp_path: Path, tiny_ladder: Path, command_line: Any) -> None:
+    arguments = (*SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["fsdp2"])
+    dying = ("--trainer.callbacks+=scripted.FullDisk", "--trainer.callbacks.step=3")
+    shutil.copy(Path(__file__).with_name("scripted.py"), tmp_path)
+    output = command_line(tmp_path)(*BASE, *arguments, *dying, expect=1)
+    assert "No space left on device" in output
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "last.ckpt.partial"}
+    assert torch.load(tmp_path / "checkpoints/last.ckpt/meta.pt", weights_only=True)["global_step"] == 2
+    run = run_steps(command_line, tmp_path, *arguments, "--ckpt_path=checkpoints/last.ckpt")
+    assert len(run.steps) == 2
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
