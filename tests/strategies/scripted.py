@@ -94,8 +94,12 @@ class FullDisk(L.Callback):
     def on_save_checkpoint(self, trainer, module, checkpoint):
         if trainer.global_step == self.step and not Path("died").exists():
 
-            def die(*_, **__):
-                Path("died").touch()
-                raise OSError("No space left on device")
+            save = torch.save
+
+            def die(content, file, *arguments, **options):
+                if str(file).endswith("meta.pt"):
+                    Path("died").touch()
+                    raise OSError("No space left on device")
+                save(content, file, *arguments, **options)
 
             torch.save = die
