@@ -88,8 +88,9 @@ def whole(tensor: Tensor) -> Tensor:
     """The full tensor where this is FSDP2's part of one, on the device that computes; all ranks have to ask."""
     if not isinstance(tensor, DTensor):
         return tensor
-    part: DTensor = tensor.to(tensor.device_mesh.device_type)
-    return part.full_tensor()
+    part: Any = tensor.to(tensor.device_mesh.device_type)
+    full: Tensor = part.full_tensor()
+    return full
 
 
 def full_shape(parameter: Tensor) -> torch.Size:
