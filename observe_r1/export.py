@@ -98,14 +98,15 @@ def _fill(policy: Policy, path: Path) -> None:
     weights: dict[str, Tensor] = {
         name.removeprefix(POLICY): weight for name, weight in saved.items() if name.startswith(POLICY)
     }
+    named = list(policy.named_parameters(remove_duplicate=False))
     # frozen weights below adapters are not saved; they are those of the files
-    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
-    missing = own.keys() - weights.keys() - (frozen if policy.has_adapters else set())
-    by_identity = {id(parameter): name for name, parameter in policy.named_parameters() if name in weights}
-    tied = {n for n, p in policy.named_parameters(remove_duplicate=False) if id(p) in by_identity}
-    if missing - tied or weights.keys() - own.keys():
+    unsaved = {name for name, parameter in named if policy.has_adapters and not parameter.requires_grad}
+    found = {id(parameter) for name, parameter in named if name in weights}
+    tied = {name for name, parameter in named if id(parameter) in found}
+    missing, unknown = own.keys() - weights.keys() - unsaved - tied, weights.keys() - own.keys()
+    if missing or unknown:
         raise ValueError(
             f"The checkpoint {str(path)!r} does not fit the model {policy.transformer.config.name_or_path!r}: "
-            f"{sorted(missing - tied)[:3]} are missing, {sorted(weights.keys() - own.keys())[:3]} are unknown."
+            f"{sorted(missing)[:3]} are missing, {sorted(unknown)[:3]} are unknown."
         )
     policy.load_state_dict(weights, strict=False)

@@ -93,7 +93,6 @@ class FullDisk(L.Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
         if trainer.global_step == self.step and not Path("died").exists():
-
             save = torch.save
 
             def die(content, file, *arguments, **options):
