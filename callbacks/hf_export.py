@@ -42,11 +42,12 @@ class HFExport(L.Callback):
     def export(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes the files; they appear together, under their final name only when all are there."""
         assert isinstance(module, ObserveR1)
-        if not trainer.is_global_zero:
-            return
+        writes = trainer.is_global_zero  # the others help where weights are sharded
         target = Path(self.directory or Path(self.run_directory or ".") / "hf")
         partial = target.with_name(target.name + ".partial")
-        module.policy.save_pretrained(partial)
+        module.policy.save_pretrained(partial, writes)
+        if not writes:
+            return
         module.encoder.processor.save_pretrained(partial)
         if target.exists():
             shutil.rmtree(target)

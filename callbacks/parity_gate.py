@@ -77,7 +77,8 @@ class ParityGate:
         """Log-probs of the sampler and of the trainer, of the tokens that are trained on first."""
         batch = assemble_step(experience.groups, experience.steps[0], 0).to(module.device)
         expected = batch.old_logprobs  # of these weights, where there are several steps to a rollout
-        if expected is None or batch.is_filler:  # fillers have no log-probs stored
+        # fillers have no log-probs stored, and where weights are sharded every rank calls the model or none
+        if expected is None or batch.is_filler or module.policy.in_lockstep:
             expected = _logprobs(trainer, module, batch.slices)
         return batch.sampler_logprobs, expected
 

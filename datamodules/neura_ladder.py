@@ -291,7 +291,7 @@ class QuestionLoader:
         self.stream.skipped.clear()
         while not self.stream.exhausted:
             batch = self.stream.draw(self.batch_size * self.stream.world_size)
-            if batch:
+            if batch or self.stream.world_size > 1:  # where weights are sharded, every rank has to answer equally often
                 yield Sealed(batch)
 
 

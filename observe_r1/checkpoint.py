@@ -1,25 +1,37 @@
-"""What observe_r1 adds to a Lightning checkpoint, and what it leaves out."""
+"""What observe_r1 adds to a Lightning checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from observe_r1.policy import Policy
 
 ENTRY = "observe_r1"
-REFERENCE = "reference."
+POLICY = "policy."  # attribute of the LightningModule
 
 
-def drop_reference(checkpoint: dict[str, Any]) -> None:
-    """Takes out the weights of the reference model: they never change and are loaded from their own files."""
-    for name in [name for name in checkpoint.get("state_dict", ()) if name.startswith(REFERENCE)]:
+def drop_frozen(checkpoint: dict[str, Any], policy: Policy) -> None:
+    """Takes out the weights below adapters: they never change and are loaded from their own files."""
+    for name in _frozen(policy) & checkpoint.get("state_dict", {}).keys():
         del checkpoint["state_dict"][name]
 
 
-def restore_reference(checkpoint: dict[str, Any], weights: Mapping[str, Any]) -> None:
-    """Puts the loaded reference model where a strict load of the state looks for it."""
-    if "state_dict" in checkpoint:  # DeepSpeed keeps the weights elsewhere
-        checkpoint["state_dict"] |= {f"{REFERENCE}{name}": value for name, value in weights.items()}
+def restore_frozen(checkpoint: dict[str, Any], policy: Policy) -> None:
+    """Puts the loaded weights where a strict load of the state looks for them."""
+    if "state_dict" in checkpoint:  # sharded strategies keep the weights elsewhere
+        weights = {f"{POLICY}{name}": weight for name, weight in policy.state_dict().items()}
+        for name in _frozen(policy) - checkpoint["state_dict"].keys():
+            checkpoint["state_dict"][name] = weights[name]
+
+
+def _frozen(policy: Policy) -> set[str]:
+    if not policy.has_adapters:
+        return set()
+    named = policy.named_parameters(remove_duplicate=False)
+    return {f"{POLICY}{name}" for name, parameter in named if not parameter.requires_grad}
 
 
 LIGHTNINGS_OWN = ("", "last", "best", "hpc", "null")  # values of --ckpt_path that are no files

@@ -218,7 +218,9 @@ class RolloutCollector:
     ) -> list[PromptGroup]:
         """Completions of the prompts, scored."""
         with clock.measure("generate"):
-            completions = self.engine.generate(prompts, sampling, seed) if prompts else []
+            # the model itself may have to run on all ranks, also on those without a prompt
+            asked = prompts or self.engine.is_trainer
+            completions = self.engine.generate(prompts, sampling, seed) if asked else []
         return self._score(prompts, completions, clock)
 
     def close(self) -> None:

@@ -44,6 +44,13 @@ def score(arguments: Sequence[str]) -> None:
     _run("score", score_predictions, arguments)
 
 
+def export(arguments: Sequence[str]) -> None:
+    """`observe-r1 export CHECKPOINT OUTPUT`."""
+    from observe_r1.export import export_checkpoint
+
+    _run("export", export_checkpoint, arguments)
+
+
 def serve(arguments: Sequence[str]) -> None:
     """`observe-r1 serve --config ...`: the configs of a training, and how its vLLM server is started."""
     from observe_r1.serve import ServeCLI, serve
@@ -71,5 +78,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "ladder": ladder,
     "audit": audit,
     "score": score,
+    "export": export,
     "serve": serve,
 }

@@ -157,6 +157,7 @@ def _weight_alone(module: nn.Module) -> Tensor | None:
         return None
     weight: Tensor = module.weight
     whole = type(weight) is nn.Parameter and weight.shape == (module.out_features, module.in_features)
+    whole = whole and not hasattr(weight, "ds_id")  # ZeRO-3 may take it apart again before the backward
     return weight if whole else None
 
 

@@ -112,7 +112,8 @@ class PassRate(Metric):
     ) -> None:
         """Adds answers: one difficulty each, [N] bool correct and well_formed, [N] lengths in tokens."""
         levels = [level_of(difficulty) for difficulty in difficulties]
-        rows = torch.tensor([LEVELS if level is None else level for level in levels], device=self.correct.device)
+        chosen = [LEVELS if level is None else level for level in levels]
+        rows = torch.tensor(chosen, dtype=torch.long, device=self.correct.device)  # also of none
         self.correct.index_add_(0, rows, correct.to(self.correct))
         self.total.index_add_(0, rows, torch.ones_like(rows))
         self.well_formed += well_formed.to(self.well_formed).sum()

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import is_well_formed
-from observe_r1.checkpoint import ENTRY, check_entry, drop_reference, restore_reference
+from observe_r1.checkpoint import ENTRY, check_entry, drop_frozen, restore_frozen
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
@@ -43,12 +43,14 @@ from observe_r1.objective import (
     kl_estimate,
     kl_to_come,
 )
+from observe_r1.parameter_groups import parameter_groups
 from observe_r1.phase_clock import PhaseClock
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor, load_reference
+from observe_r1.policy import Policy, PolicyOptions, load_processor
 from observe_r1.rewards import AccuracyReward, FormatReward, Reward, RewardCombination
 from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
+from observe_r1.sharding import gradient_norm, over_ranks
+from observe_r1.strategies import engine_gradient_norm, load_models, prepare
 
-DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -68,6 +70,8 @@ class ObserveR1(L.LightningModule):
         updates: Optimizer steps and epochs per rollout.
         filtering: What is left out of training.
         optimizer: Optimizer of the trainable parameters.
+        learning_rates: Learning rates of parts of the model, by shell patterns of parameter names such as `*visual*`;
+            the first pattern that fits a parameter decides. All others have the optimizer's.
         scheduler: Learning-rate schedule, given the optimizer and the optimizer steps of the run.
         validation_max_new_tokens: Length limit of the greedy answers to held-out questions; null: as in training.
         prediction: What `predict` gives: one `greedy` answer to each question, or a group `sampled` as in training.
@@ -88,6 +92,7 @@ class ObserveR1(L.LightningModule):
         updates: UpdateOptions = UpdateOptions(),
         filtering: FilteringOptions = FilteringOptions(),
         optimizer: OptimizerCallable = torch.optim.AdamW,
+        learning_rates: dict[str, float] | None = None,
         scheduler: SchedulerCallable | None = None,
         validation_max_new_tokens: int | None = None,
         prediction: Literal["greedy", "sampled"] = "greedy",
@@ -108,6 +113,7 @@ class ObserveR1(L.LightningModule):
         self.updates = updates
         self.filtering = filtering
         self.optimizer = optimizer
+        self.learning_rates = learning_rates or {}
         self.scheduler = scheduler
         self.greedy = SamplingOptions(1, 0.0, 1.0, validation_max_new_tokens or self.sampling.max_new_tokens)
         self.prediction = prediction
@@ -115,7 +121,7 @@ class ObserveR1(L.LightningModule):
         self.clock = PhaseClock()
         self.pass_rate = PassRate()
         self.policy: Policy
-        self.reference: Policy | None = None
+        self._reference: list[Policy] = []  # no submodule: nothing of it is trained or saved
         self.encoder: PromptEncoder
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
@@ -133,18 +139,27 @@ class ObserveR1(L.LightningModule):
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        prepare(self.trainer.strategy)
+
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
-        dtype = DTYPES.get(str(self.trainer.precision), torch.float32)
         processor = load_processor(self.policy_options.pretrained, self.prompt_options)
         self.encoder = PromptEncoder(processor, self.prompt_options)
-        self.policy = load_policy(self.policy_options, dtype)
-        if self.kl.coefficient > 0 and not self.policy.has_adapters:
-            self.reference = load_reference(self.policy_options, dtype)
+        has_reference = self.kl.coefficient > 0 and self.policy_options.lora is None  # or the base without adapters
+        self.policy, reference = load_models(
+            self.trainer.strategy, self.policy_options, str(self.trainer.precision), has_reference
+        )
+        self._reference = [] if reference is None else [reference]
+
+    @property
+    def reference(self) -> Policy | None:
+        """The frozen model of the KL term; None when there is none, or when it is the policy without adapters."""
+        return self._reference[0] if self._reference else None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([parameter for parameter in self.policy.parameters() if parameter.requires_grad])
+        optimizer = self.optimizer(parameter_groups(self.policy.model, self.learning_rates))
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
@@ -286,14 +301,19 @@ class ObserveR1(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._train_started = time.perf_counter()
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if not self.trainer.strategy.handles_gradient_accumulation:
+            self.log("train/gradient_norm", gradient_norm(self.policy.parameters()))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        norm = engine_gradient_norm(self.trainer.strategy)
+        if norm is not None:
+            self.log("train/gradient_norm", norm)
         self.clock.add("train", time.perf_counter() - self._train_started)
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
-        if not sealed.content:  # `validate` without held-out questions, for the callbacks
-            return
         answers = self._answer(sealed.content, self.greedy)
         judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(
@@ -350,10 +370,13 @@ class ObserveR1(L.LightningModule):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        drop_reference(checkpoint)
+        if not self.policy.in_lockstep:  # sharded checkpoints are read back whole
+            drop_frozen(checkpoint, self.policy)
         checkpoint[ENTRY] = {
             "fingerprint": self.policy.fingerprint(),
-            "rng": torch.get_rng_state(),
+            "rng": over_ranks(torch.get_rng_state()),
+            "policy": dataclasses.asdict(self.policy_options),
+            "prompt": dataclasses.asdict(self.prompt_options),
             "rollout_figures": dict(self.rollout_figures),
             "seconds": dict(self.clock.total),
             "verdicts": {split: dict(counts) for split, counts in self.verdicts.items()},
@@ -361,12 +384,13 @@ class ObserveR1(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = check_entry(checkpoint, self.policy.fingerprint())
-        if self.reference is not None:
-            restore_reference(checkpoint, self.reference.state_dict())
+        restore_frozen(checkpoint, self.policy)
         self.rollout_figures = dict(saved["rollout_figures"])
         self.clock.total.update(saved["seconds"])
         self.verdicts = {split: Counter(counts) for split, counts in saved["verdicts"].items()}
-        self._restored_rng = saved["rng"]
+        states = saved["rng"]
+        # on another number of ranks nothing can be the same to the last bit
+        self._restored_rng = states[self.global_rank] if len(states) == self.trainer.world_size else None
 
     def on_train_start(self) -> None:
         if self._restored_rng is not None:

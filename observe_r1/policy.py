@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -14,12 +13,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.encoding import PromptOptions
 from observe_r1.experience import EncodedPrompt, GroupSlice
+from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
+from observe_r1.sharding import any_rank, blank_prompt, full_shape, gathered, kept_whole, reshard, shard_like, whole
 from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
 from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs
 from observe_r1.text_attention import set_text_attention, text_attention
@@ -89,6 +92,7 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.shares_prefixes = shares_prefixes
         self.prefix_attention = prefix_attention
+        self.in_lockstep = False  # weights are gathered in every call, so every rank has to call equally often
         self._backend: str | None = None  # of the packed forward; None: not compared with the plain one yet
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
@@ -124,8 +128,11 @@ class Policy(nn.Module):
         return iter(()) if tower is None else tower.parameters()
 
     def encode_images(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """The prompts with their image features, where the tower is frozen: later forwards then leave it out."""
-        if self.trains_vision or not takes_image_features(self.transformer.model):
+        """The prompts with their image features, where the tower is frozen: later forwards then leave it out.
+
+        Not in lockstep: ranks have different numbers of images.
+        """
+        if self.in_lockstep or self.trains_vision or not takes_image_features(self.transformer.model):
             return list(prompts)
         return [encode_images(self.transformer.model, prompt) for prompt in prompts]
 
@@ -151,9 +158,30 @@ class Policy(nn.Module):
             output = self._packed(slices, head, self._backend)
         else:
             output = self._padded(slices, head)
-        if torch.is_grad_enabled() and all(part.prompt.vision is None for part in slices):
+        if not self.in_lockstep and torch.is_grad_enabled() and all(part.prompt.vision is None for part in slices):
             output.logprobs = output.logprobs + self._untouched_vision()
         return output
+
+    def next_logits(self, **inputs: Any) -> Tensor:
+        """Logits [N, V] after the last position of every row, by a plain call of the model with a cache."""
+        hidden = self.transformer.model(**inputs, use_cache=True).last_hidden_state[:, -1]
+        logits: Tensor = self.transformer.get_output_embeddings()(hidden)
+        return logits
+
+    def blank_prompt(self, device: torch.device | None = None) -> EncodedPrompt:
+        """What a rank without images, or without prompts, gives the model in lockstep with the others."""
+        return blank_prompt(self.transformer.config, device)
+
+    @contextmanager
+    def kept_whole(self) -> Iterator[None]:
+        """Gathers sharded weights once and keeps them for many calls, where the strategy can (FSDP2)."""
+        before = self.in_lockstep
+        with kept_whole(self) as is_whole:
+            self.in_lockstep = before and not is_whole
+            try:
+                yield
+            finally:
+                self.in_lockstep = before
 
     @contextmanager
     def check_put_off(self) -> Iterator[None]:
@@ -173,7 +201,9 @@ class Policy(nn.Module):
         return self._backend is not None or not self.shares_prefixes
 
     def _packed(self, slices: Sequence[GroupSlice], head: LogprobHead, backend: str) -> TokenLogprobs:
-        return shared_prefix_logprobs(self.transformer.model, head, slices, backend)
+        return self._with_an_image(
+            slices, lambda slices: shared_prefix_logprobs(self.transformer.model, head, slices, backend)
+        )
 
     def _dtype(self) -> torch.dtype:
         """In which the model computes."""
@@ -183,7 +213,20 @@ class Policy(nn.Module):
         return dtype
 
     def _padded(self, slices: Sequence[GroupSlice], head: LogprobHead) -> TokenLogprobs:
-        return padded_logprobs(self.transformer.model, head, slices, self.pad_token_id)
+        return self._with_an_image(
+            slices, lambda slices: padded_logprobs(self.transformer.model, head, slices, self.pad_token_id)
+        )
+
+    def _with_an_image(
+        self, slices: Sequence[GroupSlice], forward: Callable[[Sequence[GroupSlice]], TokenLogprobs]
+    ) -> TokenLogprobs:
+        """In lockstep the vision tower runs on every rank: a blank image joins slices without any, to no effect."""
+        if not self.in_lockstep or any(part.prompt.vision is not None for part in slices):
+            return forward(slices)
+        nothing = GroupSlice(self.blank_prompt(self.device), [torch.zeros(1, dtype=torch.long, device=self.device)])
+        output = forward([*slices, nothing])
+        entropy = None if output.entropy is None else output.entropy[:-1]
+        return TokenLogprobs(output.logprobs[:-1], entropy)
 
     def _check(self, slices: Sequence[GroupSlice], head: LogprobHead) -> None:
         """Compares both forwards on the first groups that come, and gives up sharing where they differ."""
@@ -199,6 +242,14 @@ class Policy(nn.Module):
                 return self._packed(sample, head, backend)
 
             reason = disagreement(packed, plain, slices, self._dtype())
+            if (
+                self.in_lockstep and reason is not None and "raised" in reason
+            ):  # other ranks may wait in the middle of it
+                raise ValueError(
+                    f"The shared-prefix forward of sharded weights failed: {reason}. Set policy.forward: padded."
+                )
+            if self.in_lockstep and any_rank(reason is not None, self.device):
+                reason = reason or "it does not on another rank"
             if reason is None:
                 self._backend = backend
                 return
@@ -232,29 +283,44 @@ class Policy(nn.Module):
         return torch.tensor([end] if isinstance(end, int) else list(end or []), dtype=torch.long)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight once, as `save_pretrained` would name and write it; tied weights under one of their names.
+        """Every weight once, whole, as `save_pretrained` would name it; tied weights under one of their names.
 
-        Adapters are merged into a copy of one weight at a time, the model stays as it is. What comes without adapters
-        is the weight itself, not a copy.
+        Sharded weights are gathered one at a time: all ranks have to go through them to the end, and a rank that keeps
+        none needs memory for one. Adapters are merged into a copy of one weight at a time, the model stays as it is.
+        What comes from a model that is neither sharded nor adapted is the weight itself, not a copy.
         """
+        reshard(self)
+        adapted = self._adapted_layers()
+        for name, weight in self._named_parameters().items():
+            layer = adapted.get(id(weight))
+            with torch.no_grad(), gathered([weight, *(layer.parameters() if layer is not None else ())]):
+                merged = weight.detach()
+                if layer is not None:
+                    for adapter in layer.active_adapters:
+                        merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
+                yield name, whole(merged)
+
+    def weight_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and dtype of what `named_weights` gives, in its order, without gathering anything."""
+        return {name: (full_shape(weight), weight.dtype) for name, weight in self._named_parameters().items()}
+
+    def _named_parameters(self) -> dict[str, Tensor]:
+        """Parameters without adapters, under the names of `save_pretrained`."""
         from transformers.core_model_loading import revert_weight_conversion
 
         model = self.transformer
-        adapted = {
-            id(layer.base_layer.weight): layer for layer in model.modules() if hasattr(layer, "get_delta_weight")
-        }
         weights = {
             name.replace(".base_layer.", "."): weight
             for name, weight in model.named_parameters()
             if ".lora_" not in name
         }
-        for name, weight in revert_weight_conversion(model, weights).items():
-            merged = weight.detach()
-            if id(weight) in adapted:
-                layer = adapted[id(weight)]
-                for adapter in layer.active_adapters:
-                    merged = merged + layer.get_delta_weight(adapter).detach().to(merged.dtype)
-            yield name, merged
+        named: dict[str, Tensor] = revert_weight_conversion(model, weights)
+        return named
+
+    def _adapted_layers(self) -> dict[int, Any]:
+        """Layers with adapters, by the identity of their base weight."""
+        layers = (layer for layer in self.transformer.modules() if hasattr(layer, "get_delta_weight"))
+        return {id(layer.base_layer.weight): layer for layer in layers}
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells one architecture from another, for checkpoints of the wrong model."""
@@ -270,10 +336,14 @@ class Policy(nn.Module):
             "lora_rank": adapters,
         }
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Writes safetensors and config as Hugging Face loads them; adapters are merged into a copy."""
-        model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
-        model.save_pretrained(directory)
+    def save_pretrained(self, directory: Path, writes: bool = True) -> None:
+        """Writes safetensors and config as Hugging Face loads them, adapters merged.
+
+        Args:
+            directory: Made where it does not exist.
+            writes: False on all ranks but one; where the weights are sharded, they have to call too.
+        """
+        save_pretrained(self.transformer, self.weight_shapes(), self.named_weights(), directory if writes else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Policy:
         """Moves and casts like any module, but rotary frequencies stay float32: in bf16 they are off by up to 1/256."""
@@ -286,13 +356,16 @@ class Policy(nn.Module):
         return self
 
 
-def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
+def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
     """Loads the model to be trained.
+
+    Args:
+        empty: Weights have shapes and no memory (torch's meta device).
 
     Raises:
         ValueError: The directory does not exist, a freeze pattern matches nothing, or adapters need an extra.
     """
-    model = _load_model(options, dtype)
+    model = _load_model(options, dtype, empty)
     for pattern in options.freeze:
         matched = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
         if not matched:
@@ -301,7 +374,8 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> P
         for parameter in matched:
             parameter.requires_grad_(False)
     if options.lora is not None:
-        model = _add_adapters(model, options.lora)
+        with torch.device("meta") if empty else nullcontext():
+            model = _add_adapters(model, options.lora)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if options.lora is not None:
@@ -309,9 +383,9 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> P
     return _policy(model.train(), options)
 
 
-def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32) -> Policy:
+def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
     """A frozen copy of the model the policy starts from, for the KL term."""
-    model = _load_model(options, dtype)
+    model = _load_model(options, dtype, empty)
     return _policy(model, options).requires_grad_(False).eval()
 
 
@@ -336,9 +410,39 @@ def _policy(model: Any, options: PolicyOptions) -> Policy:
     )
 
 
-def _load_model(options: PolicyOptions, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForImageTextToText
+def shard_policy(
+    load: Callable[..., Policy],
+    options: PolicyOptions,
+    dtype: torch.dtype,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype | None = None,
+) -> Policy:
+    """A policy or reference whose weights FSDP2 spreads over the ranks of a mesh; only rank 0 reads the files.
 
+    Args:
+        load: `load_policy` or `load_reference`.
+        dtype: Of weights, gradients and optimizer.
+        compute_dtype: Of the weights where they are gathered; None: the same.
+    """
+    full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
+    policy = load(options, dtype, empty=True)
+    blocks = [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
+    shard_like(policy, blocks, full, mesh, compute_dtype, ("next_logits",))
+    policy.in_lockstep = True
+    return policy
+
+
+def _load_model(options: PolicyOptions, dtype: torch.dtype, empty: bool = False) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    if empty:
+        path = locate(options.pretrained)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation=options.attn_implementation
+            )
+        model.generation_config = GenerationConfig.from_pretrained(path)
+        return model
     return AutoModelForImageTextToText.from_pretrained(
         locate(options.pretrained), dtype=dtype, attn_implementation=options.attn_implementation
     )

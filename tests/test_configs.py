@@ -16,6 +16,7 @@ from observe_r1.module import ObserveR1
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 ABLATIONS = sorted(path.name for path in (CONFIGS / "ablations").glob("*.yaml"))
+STRATEGIES = sorted(path.name for path in (CONFIGS / "strategies").glob("*.yaml"))
 
 # What stands in for the GPUs and the billions of parameters.
 STAND_IN = (
@@ -38,6 +39,19 @@ def test_experiments_instantiate(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     cli = instantiate(monkeypatch, f"--config={CONFIGS / name}", *STAND_IN)
     assert isinstance(cli.model, ObserveR1)
     assert isinstance(cli.datamodule, NeuraLadderDataModule)
+
+
+@pytest.mark.parametrize("experiment", ["quickstart.yaml", "observe_r1_7b.yaml"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, name: str, experiment: str) -> None:
+    """Parsed, not instantiated: most of them need GPUs."""
+    quickstart = instantiate(monkeypatch, f"--config={CONFIGS / 'quickstart.yaml'}", *STAND_IN)
+    config = quickstart.parser.parse_args(
+        [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"]
+    )
+    assert config.trainer.strategy is not None
+    expected = {"ddp.yaml": "ddp", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
+    assert expected in str(config.trainer.strategy)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -21,6 +21,7 @@ from observe_r1.logprobs import sampling_logprobs
 from observe_r1.model_inputs import prompt_positions, vision_arguments
 from observe_r1.policy import Policy
 from observe_r1.rollout.base import SamplingOptions
+from observe_r1.sharding import any_rank
 from observe_r1.text_attention import text_attention
 
 ATTENTION = "observe_r1_shared_prompts"
@@ -58,8 +59,8 @@ def decode_groups(
     finished = torch.zeros_like(live, dtype=torch.bool)
     tokens = torch.zeros(len(live), sampling.max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(tokens.shape, dtype=torch.float32, device=device)
-    prefilled = prefill(policy.transformer, prompts)
-    decoder = GroupDecoder(policy.transformer, prefilled, sampling.group_size)
+    prefilled = prefill(policy, prompts)
+    decoder = GroupDecoder(policy, prefilled, sampling.group_size)
     logits = prefilled.logits.repeat_interleave(sampling.group_size, dim=0)
     step = 0
     with text_attention(policy.transformer, ATTENTION):  # as `GroupDecoder.step` needs it, and only there
@@ -71,10 +72,13 @@ def decode_groups(
             step += 1
             finished |= torch.isin(chosen, end_token_ids)
             leaving = int(finished.sum())
-            if leaving == len(live) or step == sampling.max_new_tokens:
+            is_done = leaving == len(live)
+            if policy.in_lockstep:  # with ranks that still decode, the last sequence to finish goes on, to no effect
+                is_done = not any_rank(not is_done, device)
+            if is_done or step == sampling.max_new_tokens:
                 return tokens[:, :step].cpu(), logprobs[:, :step].cpu()
-            if leaving and leaving >= LEAVING_SHARE * len(live):
-                rows = (~finished).nonzero()[:, 0]
+            if leaving and leaving >= LEAVING_SHARE * len(live) and len(live) > 1:
+                rows = (~finished).nonzero()[:, 0] if leaving < len(live) else torch.zeros_like(live[:1])
                 live, chosen, finished = live[rows], chosen[rows], finished[rows]
                 decoder.keep(rows)
             logits = decoder.step(chosen)
@@ -112,13 +116,18 @@ class Prefilled:
     positions: Tensor  # [rows, N] of those tokens: one row, or three of M-RoPE
 
 
-def prefill(transformer: Any, prompts: Sequence[EncodedPrompt]) -> Prefilled:
+def prefill(policy: Policy, prompts: Sequence[EncodedPrompt]) -> Prefilled:
     """One forward of all prompts, padded on the left, and of the vision tower on all their images.
+
+    In lockstep the tower runs on every rank: a blank image joins prompts without any, and leaves again.
 
     Raises:
         ValueError: A layer of the model attends to a window of tokens only.
     """
-    backbone, device = transformer.model, next(transformer.parameters()).device
+    transformer, device, wanted = policy.transformer, policy.device, len(prompts)
+    if policy.in_lockstep and all(prompt.vision is None for prompt in prompts):
+        prompts = [*prompts, policy.blank_prompt()]
+    backbone = transformer.model
     cache = DynamicCache(config=transformer.config.get_text_config())
     if any(cache.is_sliding):
         raise ValueError("The hf rollout cannot decode with sliding-window attention: set use_sliding_window to false.")
@@ -130,19 +139,19 @@ def prefill(transformer: Any, prompts: Sequence[EncodedPrompt]) -> Prefilled:
     attended = torch.stack([pad(torch.ones_like(prompt.token_ids)) for prompt in prompts]).to(device)
     positions = torch.stack([pad(prompt_positions(backbone, prompt)) for prompt in prompts], dim=1).to(device)
     vision = vision_arguments(prompt.vision for prompt in prompts)
-    hidden = backbone(
+    logits = policy.next_logits(
         input_ids=torch.stack([pad(prompt.token_ids) for prompt in prompts]).to(device),
         attention_mask=attended,
         position_ids=_as_arguments(positions),
         past_key_values=cache,
-        use_cache=True,
         # the model moves features of images by itself
         **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in vision.items()},
-    ).last_hidden_state[:, -1]
-    after = positions.amax(dim=(0, 2)) + 1
-    return Prefilled(
-        transformer.get_output_embeddings()(hidden), cache, attended.bool(), after.expand(len(positions), -1)
     )
+    after = positions.amax(dim=(0, 2)) + 1
+    if wanted < len(prompts):
+        cache.batch_select_indices(torch.arange(wanted, device=device))
+        logits, attended, after = logits[:wanted], attended[:wanted], after[:wanted]
+    return Prefilled(logits, cache, attended.bool(), after.expand(len(positions), -1))
 
 
 class GroupDecoder:
@@ -152,23 +161,21 @@ class GroupDecoder:
         group_size: Number of completions of every prompt.
     """
 
-    def __init__(self, transformer: Any, prefilled: Prefilled, group_size: int) -> None:
-        self._transformer = transformer
+    def __init__(self, policy: Policy, prefilled: Prefilled, group_size: int) -> None:
+        self._policy = policy
         self._prompts = SharedPrompts(prefilled.cache, prefilled.attended, group_size)
         self._completions = Cache(layers=[CompletionLayer(self._prompts.dtype) for _ in prefilled.cache.layers])
         self._positions = prefilled.positions.repeat_interleave(group_size, dim=1)  # [rows, B] of the next tokens
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [B, V] of what follows `tokens` [B], the newest of every live sequence."""
-        hidden = self._transformer.model(
+        logits = self._policy.next_logits(
             input_ids=tokens[:, None],
             position_ids=_as_arguments(self._positions[:, :, None]),
             past_key_values=self._completions,
-            use_cache=True,
             shared_prompts=self._prompts,
-        ).last_hidden_state[:, -1]
+        )
         self._positions = self._positions + 1
-        logits: Tensor = self._transformer.get_output_embeddings()(hidden)
         return logits
 
     def keep(self, rows: Tensor) -> None:

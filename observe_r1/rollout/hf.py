@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from observe_r1.experience import Completion, EncodedPrompt
 from observe_r1.policy import Policy
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.decoding import decode_groups
+from observe_r1.sharding import largest_over_ranks
 
 
 class HFRollout(RolloutEngine):
@@ -23,11 +25,19 @@ class HFRollout(RolloutEngine):
     Args:
         sequences_per_batch: Number of completions that are generated at once; groups are not split.
         prompt_tokens_per_batch: Number of prompt tokens, images included, that pass through the model at once.
+        keep_weights_whole: Under FSDP2, gather the weights once per call and keep them on every rank while it samples;
+            false gathers them again for every token, block by block, in lockstep with the other ranks. DeepSpeed's
+            ZeRO-3 always does that.
     """
 
     is_trainer = True
 
-    def __init__(self, sequences_per_batch: int = 128, prompt_tokens_per_batch: int = 32_768) -> None:
+    def __init__(
+        self,
+        sequences_per_batch: int = 128,
+        prompt_tokens_per_batch: int = 32_768,
+        keep_weights_whole: bool = True,
+    ) -> None:
         if sequences_per_batch < 1 or prompt_tokens_per_batch < 1:
             raise ValueError(
                 f"rollout.sequences_per_batch is {sequences_per_batch} and rollout.prompt_tokens_per_batch "
@@ -35,6 +45,7 @@ class HFRollout(RolloutEngine):
             )
         self.sequences_per_batch = sequences_per_batch
         self.prompt_tokens_per_batch = prompt_tokens_per_batch
+        self.keep_weights_whole = keep_weights_whole
         self._policy: Policy | None = None
         self._processor: Any = None
 
@@ -51,8 +62,15 @@ class HFRollout(RolloutEngine):
         generator = torch.Generator().manual_seed(seed)
         size = sampling.group_size
         groups: list[list[Completion]] = []
-        with torch.no_grad(), _evaluating(policy):
-            for batch in self._batches(prompts, size):
+        whole = policy.kept_whole() if self.keep_weights_whole else nullcontext()
+        with torch.no_grad(), _evaluating(policy), whole:
+            batches = list(self._batches(prompts, size))
+            if policy.in_lockstep:  # a rank with less to do decodes along with the others
+                batches += [[]] * (largest_over_ranks(len(batches), policy.device) - len(batches))
+            for batch in batches:
+                if not batch:
+                    decode_groups(policy, [policy.blank_prompt()], replace(sampling, group_size=1), end, None)
+                    continue
                 noise = None if sampling.greedy else _draw_noise(len(batch), sampling, generator)
                 rows = zip(*decode_groups(policy, batch, sampling, end, noise), strict=True)
                 completions = [self._completion(tokens, logprobs, end) for tokens, logprobs in rows]

@@ -1,0 +1,43 @@
+"""Groups of parameters with learning rates of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module, learning_rates: Mapping[str, float]
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Trained parameters as optimizers take them: one group for each pattern, and one for what fits none.
+
+    Args:
+        learning_rates: By shell pattern of parameter names; the first that fits decides.
+
+    Raises:
+        ValueError: A learning rate is negative, or a pattern fits no trained parameter that an earlier one left.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not learning_rates:
+        return list(trained.values())
+    groups: dict[str | None, list[nn.Parameter]] = {pattern: [] for pattern in learning_rates}
+    rest: list[nn.Parameter] = []
+    for name, parameter in trained.items():
+        fitting = next((pattern for pattern in learning_rates if fnmatch(name, pattern)), None)
+        (rest if fitting is None else groups[fitting]).append(parameter)
+    for pattern, rate in learning_rates.items():
+        if rate < 0:
+            raise ValueError(f"model.learning_rates: {pattern!r} has {rate}, but it must be at least 0.")
+        if not groups[pattern]:
+            examples = ", ".join(sorted({name.rsplit(".", 2)[0] for name in trained})[:5])
+            raise ValueError(
+                f"model.learning_rates: {pattern!r} fits no trained parameter that the patterns before it leave. Names "
+                f"look like: {examples}."
+            )
+    named: list[dict[str, Any]] = [
+        {"params": groups[pattern], "lr": rate, "name": pattern} for pattern, rate in learning_rates.items()
+    ]
+    return [{"params": rest, "name": "other"}, *named] if rest else named

@@ -1,0 +1,104 @@
+"""Copied beside a run, as a user's own file: a rollout that does not depend on ranks, and DeepSpeed on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from observe_r1.experience import Completion
+from observe_r1.rewards import Reward
+from observe_r1.rewards.base import CorrectnessReward
+from observe_r1.rollout import RolloutEngine
+from observe_r1.strategies import DeepSpeed
+
+
+class ScriptedRollout(RolloutEngine):
+    """Ragged random completions that follow from the sample alone, on whatever rank it is."""
+
+    def generate(self, prompts, sampling, seed):
+        return [[self.completion(prompt, number) for number in range(sampling.group_size)] for prompt in prompts]
+
+    def completion(self, prompt, number):
+        generator = torch.Generator().manual_seed(1000 * prompt.prompt.position + number)
+        length = int(torch.randint(1, 24, (), generator=generator))
+        tokens = torch.randint(20, 260, (length,), generator=generator)
+        return Completion(tokens, -5 - torch.rand(length, generator=generator), "", False)
+
+
+class EvenLength(CorrectnessReward):
+    """Right are completions of an even number of tokens."""
+
+    def judge_groups(self, groups):
+        return [[len(completion) % 2 == 0 for completion in group.completions] for group in groups]
+
+    def score(self, prompt, completion):
+        raise NotImplementedError("judged by the group")
+
+
+class Shortness(Reward):
+    def score(self, prompt, completion):
+        return -0.01 * len(completion)
+
+
+class CPUDeepSpeed(DeepSpeed):
+    """DeepSpeed itself runs on a CPU; Lightning's strategy refuses one."""
+
+    def __init__(self, stage: int = 2) -> None:
+        super().__init__(stage)
+        # DeepSpeed leaves small weights whole, and the tiny policy has no others
+        self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+    def setup_environment(self) -> None:
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        import deepspeed
+
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        engine, wrapped, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=trained,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, wrapped
+
+
+class FinalWeights(L.Callback):
+    """Writes what `named_weights` gives at the end."""
+
+    def on_fit_end(self, trainer, module):
+        named = {name: weight.cpu().clone() for name, weight in module.policy.named_weights()}
+        if trainer.is_global_zero:
+            torch.save(named, "weights.pt")
+
+
+class FullDisk(L.Callback):
+    """Lets the save of one optimizer step die when its parts are written and its last file is not, once."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        if trainer.global_step == self.step and not Path("died").exists():
+            save = torch.save
+
+            def die(content, file, *arguments, **options):
+                if str(file).endswith("meta.pt"):
+                    Path("died").touch()
+                    raise OSError("No space left on device")
+                save(content, file, *arguments, **options)
+
+            torch.save = die
