@@ -55,7 +55,9 @@ class VLLMWeightSync(L.Callback):
         pl_module.engine.sleep()
         # an engine that samples ahead has sent them for the next rollout: they are logged all the same
         figures, self._figures = self._figures, {}
-        if self._to_compare:
+        # completions that were sampled ahead are compared anew, and only with weights that the engine has
+        is_comparable = experience.metrics["rollout/steps_behind"] == 0 or self._held == trainer.global_step
+        if self._to_compare and is_comparable:
             figures |= self.gate.check(trainer, pl_module, experience)
             self._to_compare = False
         experience.metrics.update(figures)  # the module logs them

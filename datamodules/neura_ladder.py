@@ -168,6 +168,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
         if mine is not None and self._loader is not None:
             self._loader.restore(mine)
 
+    def on_exception(self, exception: BaseException) -> None:
+        if self._trainer.lightning_module is not None:
+            self._module.close()
+
     def skipped(self) -> dict[str, dict[str, int]]:
         """Samples that could not be used, by reason: of the training so far, and of one pass over the held-out ones.
 

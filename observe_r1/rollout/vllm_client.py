@@ -55,8 +55,17 @@ class VLLMServer:
         return int((await self._request("GET", "/get_world_size"))["world_size"])
 
     async def generate(self, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Completions of one prompt, in vLLM's own form: token ids in, token ids out."""
-        answer: dict[str, Any] = await self._request("POST", "/inference/v1/generate", timeout, json=body)
+        """Completions of one prompt, in vLLM's own form: token ids in, token ids out.
+
+        Raises:
+            RequestFailed: Also when it takes too long, which says nothing about the server.
+        """
+        try:
+            answer: dict[str, Any] = await self._request("POST", "/inference/v1/generate", timeout, json=body)
+        except ServerDown as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise RequestFailed(str(error)) from error
+            raise
         return answer
 
     async def take_over(self, directory: str, version: str, timeout: float) -> None:

@@ -7,14 +7,15 @@ import base64
 import io
 import os
 import random
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Lock
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from observe_r1.policy import Policy
 from observe_r1.rollout import ranks
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.spreading import Patience, Spread
-from observe_r1.rollout.vllm_client import VLLMServer
+from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
 from observe_r1.rollout.vllm_requests import (
     TakenOver,
     as_group,
@@ -58,7 +59,8 @@ class VLLMServerRollout(RolloutEngine):
         weight_directory: Of `files`; null: among the temporary files, where trainer and servers are one machine.
         requests_per_server: Prompts that one server works on at the same time.
         start_seconds: Within which all servers have to answer before the first rollout.
-        request_seconds: For the completions of one prompt.
+        request_seconds: For the completions of one prompt, and for a transfer of weights. Keep it below the time-out of
+            the ranks' process group (Lightning's default: 30 minutes), as the others wait meanwhile.
         recovery_seconds: For a server that fails in a rollout to come back.
         attempts: For one prompt, over all servers.
     """
@@ -71,8 +73,8 @@ class VLLMServerRollout(RolloutEngine):
         weight_directory: str | None = None,
         requests_per_server: int = 64,
         start_seconds: float = 600.0,
-        request_seconds: float = 1800.0,
-        recovery_seconds: float = 60.0,
+        request_seconds: float = 1200.0,
+        recovery_seconds: float = 300.0,
         attempts: int = 4,
     ) -> None:
         self.urls = [url.rstrip("/") for url in servers]
@@ -106,6 +108,8 @@ class VLLMServerRollout(RolloutEngine):
         self._run = 0  # number of this run, so that no label of an earlier one is taken for one of this
         self._background: ThreadPoolExecutor | None = None
         self._begun: Future[Sampled] | None = None  # the last rollout that was sampled ahead
+        self._rounds: set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = set()  # that run now, in any thread
+        self._updating = Lock()  # of one server at a time
 
     # ---- start ------------------------------------------------------------------------------------------------------
 
@@ -118,24 +122,24 @@ class VLLMServerRollout(RolloutEngine):
         """
         self._policy, self._processor = policy, processor
         self._run = ranks.from_first_rank(random.SystemRandom().getrandbits(40), policy.device)
-        states = self._on_all_ranks(lambda: asyncio.run(self._with_servers(self._wait_for_all)))
+        states = self._on_all_ranks(lambda: self._with_servers(self._wait_for_all))
         for url, state in zip(self.urls, states, strict=True):
             _check_state(url, state, policy, processor)
         self._limit = min(state["max_model_len"] for state in states)
-        self._transfer = self._new_transfer(policy)
+        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in policy.named_weights()]
+        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata))
         self._background = ThreadPoolExecutor(1, "rollout-ahead")
         self.update_weights(policy.named_weights(), version=0)
 
-    def _new_transfer(self, policy: Policy) -> WeightTransfer:
+    def _new_transfer(self, policy: Policy, metadata: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> WeightTransfer:
         timeout = self.patience.request_seconds
         if self.transfer == "files":
             # only rank 0 sends, and a place that belongs to the run is cleared by whoever opens it
-            return FileTransfer(self.weight_directory, timeout) if ranks.rank() == 0 else FileTransfer(None, timeout)
+            return FileTransfer(self.weight_directory if ranks.rank() == 0 else None, timeout)
         if policy.device.type != "cuda":
             raise ValueError("rollout.transfer is nccl, which needs a GPU for the trainer: use files.")
-        here = set(map(_checked_host, self.urls)) <= set(LOOPBACK)
-        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in policy.named_weights()]
-        return NCCLTransfer(metadata, LOOPBACK[0] if here else socket.gethostbyname(socket.gethostname()), timeout)
+        is_here = set(map(_checked_host, self.urls)) <= set(LOOPBACK)
+        return NCCLTransfer(metadata, policy.device, is_here, timeout)
 
     async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
         from rich.console import Console
@@ -187,9 +191,12 @@ class VLLMServerRollout(RolloutEngine):
 
         async def spread(servers: list[VLLMServer]) -> list[dict[str, Any]]:
             order = servers[first:] + servers[:first]
-            return await Spread(order, bodies, self._bring_up_to_date, self.requests_per_server, self.patience).run()
+            spreading = Spread(
+                order, bodies, self._ask, self._bring_up_to_date, self.requests_per_server, self.patience
+            )
+            return await spreading.run()
 
-        answers = asyncio.run(self._with_servers(spread))
+        answers = self._with_servers(spread)
         return [self._group(prompt, answer, sampling) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _check_weights(self) -> None:
@@ -210,19 +217,25 @@ class VLLMServerRollout(RolloutEngine):
             "return_token_ids": True,
         }
 
+    async def _ask(self, server: VLLMServer, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One answer, all of it with the weights of the trainer."""
+        answer = await server.generate(body, self.patience.request_seconds)
+        versions = {span["version"] for choice in answer["choices"] for span in choice["weight_versions"]}
+        if versions != {self._label}:
+            raise ServerDown(
+                f"{server.url} sampled with weights {sorted(versions)}, and the trainer's are {self._label} (was it "
+                "started again, or does another training use it?)"
+            )
+        ends = {choice["finish_reason"] for choice in answer["choices"]}
+        if not ends <= {"stop", "length"}:
+            raise RequestFailed(f"{server.url} ended a completion by {sorted(ends)}")
+        return answer
+
     def _group(self, prompt: EncodedPrompt, answer: dict[str, Any], sampling: SamplingOptions) -> list[Completion]:
         remedy = "the servers were started with the same prompt.min_pixels and prompt.max_pixels"
         check_prompt(prompt, answer["prompt_token_ids"], remedy)
         completions = []
         for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-            versions = {span["version"] for span in choice["weight_versions"]}
-            if versions != {self._label}:
-                raise RuntimeError(
-                    f"A vLLM server sampled with weights {sorted(versions)}, and the trainer's are {self._label}: does "
-                    "another training use the same server?"
-                )
-            if choice["finish_reason"] not in ("stop", "length"):
-                raise RuntimeError(f"A vLLM server ended a completion by {choice['finish_reason']!r}.")
             logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
             completions.append(read_completion(self._processor, choice["token_ids"], logprobs, choice["finish_reason"]))
         return as_group(completions, sampling)
@@ -245,30 +258,55 @@ class VLLMServerRollout(RolloutEngine):
 
         def send() -> None:
             if ranks.rank() == 0:
-                asyncio.run(self._with_servers(lambda servers: transfer.send(rest, self._label, servers)))
+                self._with_servers(lambda servers: transfer.send(rest, self._label, servers))
 
         self._on_all_ranks(send, rest)
         self._taken_over = TakenOver(self._policy)
         self.version = version
 
     async def _bring_up_to_date(self, server: VLLMServer) -> None:
-        """A server that was started again has the weights of its directory."""
+        """A server that was started again has the weights of its directory. Rank 0 gives it the newest."""
         assert self._transfer is not None
-        if await server.version() != self._label:
-            await self._transfer.bring_up_to_date(server, self._label)
+        if await server.version() == self._label:
+            return
+        if ranks.rank() != 0:
+            raise ServerDown(f"{server.url} has yet to get the newest weights, from rank 0")
+        while not self._updating.acquire(blocking=False):  # another thread samples too
+            await asyncio.sleep(0.1)
+        try:
+            if await server.version() != self._label:
+                await self._transfer.bring_up_to_date(server, self._label)
+        finally:
+            self._updating.release()
 
     def close(self) -> None:
+        for loop, task in list(self._rounds):
+            loop.call_soon_threadsafe(task.cancel)  # with the connections; a server then drops what it works on
         if self._background is not None:
-            self._background.shutdown(wait=False, cancel_futures=True)
+            self._background.shutdown(cancel_futures=True)
         if self._transfer is not None:
             self._transfer.close()
         self._policy = self._transfer = self._background = self.version = None
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
-    async def _with_servers(self, use: Callable[[list[VLLMServer]], Awaitable[Result]]) -> Result:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            return await use([VLLMServer(url, os.environ.get(KEY_VARIABLE), session) for url in self.urls])
+    def _with_servers(self, use: Callable[[list[VLLMServer]], Awaitable[Result]]) -> Result:
+        """Runs in this thread until it is done, or until `close` is called in another one."""
+
+        async def run() -> Result:
+            task = asyncio.current_task()
+            assert task is not None
+            this = (asyncio.get_running_loop(), task)
+            self._rounds.add(this)
+            # servers close idle connections after 5 s, and a request on one of those would look like a failure
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+            try:
+                async with aiohttp.ClientSession(connector=connector) as session:
+                    return await use([VLLMServer(url, os.environ.get(KEY_VARIABLE), session) for url in self.urls])
+            finally:
+                self._rounds.discard(this)
+
+        return asyncio.run(run())
 
     def _on_all_ranks(self, act: Callable[[], Result], gathering: Iterable[Any] = ()) -> Result:
         """Acts; raises on all ranks if one of them fails. `gathering` takes all ranks to its end, whatever happens."""

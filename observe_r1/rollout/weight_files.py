@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -12,6 +14,7 @@ from torch import Tensor
 
 MANIFEST = "complete.json"  # written last: a directory without it is not whole
 PARTIAL = ".partial"
+PRIVATE = "observe-r1-weights"
 BUCKET_BYTES = 2**30  # of weights in memory at a time
 
 
@@ -27,7 +30,7 @@ class WeightFiles:
 
     def __init__(self, place: str | None = None) -> None:
         self._is_private = place is None
-        self.place = Path(tempfile.mkdtemp(prefix="observe-r1-weights-") if place is None else place).absolute()
+        self.place = (_private_place() if place is None else Path(place)).absolute()
         self.current: Path | None = None
         self.keep_only_current()
 
@@ -57,6 +60,27 @@ class WeightFiles:
         self.keep_only_current()
         if self._is_private:
             shutil.rmtree(self.place, ignore_errors=True)
+
+
+def _private_place() -> Path:
+    """A new directory among the temporary files, gone with this process; those of killed ones are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PRIVATE}-*"):
+        process = left.name.removeprefix(f"{PRIVATE}-").partition("-")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{PRIVATE}-{os.getpid()}-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_directory(directory: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class WeightTransfer(ABC):
         """Has all servers that answer serve `version`. A server that breaks off on the way serves nothing.
 
         Raises:
-            RuntimeError: None of them does.
+            RuntimeError: They answer, and none could take it over.
         """
 
     @abstractmethod
@@ -67,16 +68,16 @@ class FileTransfer(WeightTransfer):
 
 
 def report(servers: Sequence[VLLMServer], outcomes: Sequence[BaseException | None]) -> None:
-    """Warns of servers that failed to take over weights.
+    """Warns of servers that failed to take over weights: those that do not answer may come back.
 
     Raises:
-        RuntimeError: All of them failed.
+        RuntimeError: All of them answered, and failed.
     """
     failures = {server.url: outcome for server, outcome in zip(servers, outcomes, strict=True) if outcome is not None}
     for error in failures.values():
         if not isinstance(error, ServerDown | RequestFailed):
             raise error
-    if len(failures) == len(servers):
+    if len(failures) == len(servers) and all(isinstance(error, RequestFailed) for error in failures.values()):
         reasons = "; ".join(str(error) for error in failures.values())
         raise RuntimeError(
             f"No vLLM server took over the new weights: {reasons}. Start them again (`observe-r1 serve`) and resume "
@@ -90,19 +91,26 @@ class NCCLTransfer(WeightTransfer):
     """From GPU to GPU, with vLLM's own trainer engine. Nobody has run this yet: it needs two GPUs.
 
     The group is made anew whenever the set of servers has changed, so a server that was started again joins with the
-    next transfer.
+    next transfer. vLLM's engines find each other through a store that exchanges pickled ids: for networks where nobody
+    else can reach the trainer.
 
     Args:
         metadata: Name, dtype and shape of what every transfer sends, in its order.
-        address: Of this machine, as the servers reach it.
+        device: GPU of the trainer.
+        is_here: All servers are on this machine.
         timeout: Seconds for a server to finish its requests and receive the weights.
     """
 
     def __init__(
-        self, metadata: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], address: str, timeout: float
+        self,
+        metadata: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+        device: torch.device,
+        is_here: bool,
+        timeout: float,
     ) -> None:
         self._metadata = metadata
-        self._address = address
+        self._device = device
+        self._is_here = is_here
         self._timeout = timeout
         self._engine: Any = None
         self._source: Any = None
@@ -121,7 +129,7 @@ class NCCLTransfer(WeightTransfer):
         self._client.servers = alive  # their sessions belong to the event loop that runs now
         self._client.loop = asyncio.get_running_loop()
         self._source.weights = weights
-        await asyncio.to_thread(self._engine.send_weights)
+        await asyncio.to_thread(self._on_device, self._engine.send_weights)
         await asyncio.gather(*(server.resume(version) for server in alive))
         self._last = version
 
@@ -136,7 +144,7 @@ class NCCLTransfer(WeightTransfer):
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-        from vllm.utils.network_utils import get_open_port
+        from vllm.utils.network_utils import get_ip, get_open_port
 
         metadata = [ParamMeta(name, dtype, shape) for name, dtype, shape in self._metadata]
 
@@ -149,16 +157,25 @@ class NCCLTransfer(WeightTransfer):
             def __iter__(self) -> Weights:
                 return self.weights
 
-        self.close()
+        if self._engine is not None:
+            self.close()
+            await asyncio.gather(*(s.call("/shutdown_weight_transfer_engine", {}, self._timeout) for s in servers))
         workers = [await server.workers() for server in servers]
         self._source = Source()
         self._client = ServerGroup(list(servers), workers, asyncio.get_running_loop(), self._timeout)
         info = NCCLTrainerInitInfo(
-            master_address=self._address, master_port=get_open_port(), world_size=1 + sum(workers)
+            rank=0,
+            master_address="127.0.0.1" if self._is_here else get_ip(),
+            master_port=get_open_port(),
+            world_size=1 + sum(workers),
         )
-        self._engine = await asyncio.to_thread(
-            WeightTransferTrainerFactory.trainer_init, info, client=self._client, source=self._source
-        )
+        connect = partial(WeightTransferTrainerFactory.trainer_init, info, client=self._client, source=self._source)
+        self._engine = await asyncio.to_thread(self._on_device, connect)
+
+    def _on_device(self, act: Callable[[], Any]) -> Any:
+        """Every thread has a current GPU of its own."""
+        with torch.cuda.device(self._device):
+            return act()
 
 
 class ServerGroup:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from observe_r1.collection import FilteringOptions
 from observe_r1.encoding import PromptOptions
 from observe_r1.module import ObserveR1
 from observe_r1.objective import ImportanceOptions
@@ -71,6 +75,24 @@ def test_sampling_ahead_needs_the_correction() -> None:
     engine = VLLMServerRollout(["http://127.0.0.1:8000"], async_steps=1)
     with pytest.raises(ValueError, match=r"importance\.correction is never: set it to auto"):
         ObserveR1(PolicyOptions("quickstart"), rollout=engine, importance=ImportanceOptions(correction="never"))
+
+
+def test_sampling_ahead_cannot_refill() -> None:
+    engine = VLLMServerRollout(["http://127.0.0.1:8000"], async_steps=1)
+    with pytest.raises(ValueError, match=r"filtering\.zero_variance is refill: .* keep, or rollout\.async_steps to 0"):
+        ObserveR1(PolicyOptions("quickstart"), rollout=engine, filtering=FilteringOptions("refill"))
+
+
+def test_what_killed_trainings_left_among_the_temporary_files_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid()):
+        (tmp_path / f"observe-r1-weights-{process}-x").mkdir()
+    files = WeightFiles()
+    assert sorted(os.listdir(tmp_path)) == sorted([f"observe-r1-weights-{os.getpid()}-x", files.place.name])
 
 
 @given(

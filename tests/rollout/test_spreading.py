@@ -17,7 +17,7 @@ from observe_r1.rollout.spreading import Patience, Spread
 from observe_r1.rollout.vllm_client import VLLMServer
 
 Handler = Callable[[int], Awaitable[web.Response]]
-PATIENCE = Patience(request_seconds=5.0, recovery_seconds=1.0, attempts=3, health_every=0.1)
+PATIENCE = Patience(request_seconds=5.0, recovery_seconds=1.0, attempts=3, health_every=0.1, silence_seconds=0.3)
 
 
 class Site:
@@ -68,8 +68,12 @@ def spread(sites: list[Site], requests: int, per_server: int = 4, **patience: An
             servers = [VLLMServer(url, None, session) for url in urls]
             bodies = [{"number": number} for number in range(requests)]
             options = Patience(**{**vars(PATIENCE), **patience})
+
+            async def ask(server: VLLMServer, body: Any) -> dict[str, Any]:
+                return await server.generate(body, options.request_seconds)
+
             try:
-                answers = await Spread(servers, bodies, _ready, per_server, options).run()
+                answers = await Spread(servers, bodies, ask, _ready, per_server, options).run()
             finally:
                 for site in sites:
                     await site.runner.cleanup()
@@ -133,13 +137,35 @@ def test_a_server_that_hangs_loses_its_requests_to_the_others() -> None:
         assert spread([hanging, Site()], 8, request_seconds=60.0) == list(range(8))
 
 
-def test_a_request_that_takes_too_long_is_given_to_another() -> None:
-    async def slow(number: int) -> web.Response | None:
-        await asyncio.sleep(60)
+def test_a_request_that_takes_too_long_is_tried_again_and_the_others_go_on() -> None:
+    late: Counter[int] = Counter()
+
+    async def slow_once(number: int) -> web.Response | None:
+        late[number] += 1
+        if number == 2 and late[number] == 1:
+            await asyncio.sleep(60)
         return None
 
-    with pytest.warns(UserWarning, match="has not answered within 0.2 s"):
-        assert spread([Site(slow), Site()], 4, request_seconds=0.2, attempts=20) == list(range(4))
+    assert spread([Site(slow_once)], 6, request_seconds=1.0) == list(range(6))
+    assert late == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*go to other servers")
+def test_a_prompt_that_fails_while_its_server_dies_is_not_lost() -> None:
+    """On its last attempt: the round ends with an error and does not wait for an answer that never comes."""
+
+    async def dies(number: int) -> web.Response | None:
+        await asyncio.sleep(0.05)
+        raise asyncio.CancelledError  # closes the connection without an answer
+
+    with pytest.raises(RuntimeError, match=r"failed 2 times|No vLLM server is left"):
+        spread([Site(dies)], 8, per_server=8, attempts=2)
+
+
+def test_the_servers_that_are_left_take_more() -> None:
+    site = Site()
+    assert spread([Site(healthy=False), site], 12, per_server=12, recovery_seconds=0.1) == list(range(12))
+    assert site.most_running > 6
 
 
 def test_without_a_server_the_reasons_are_told() -> None:

@@ -134,10 +134,12 @@ def test_a_killed_and_resumed_training_equals_an_uninterrupted_one(
     assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-5) for name in one)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_training_outlives_one_of_its_servers(
-    tmp_path: Path, tiny_ladder: Path, command_line: Any, servers: list[Server]
+    tmp_path: Path, tiny_ladder: Path, command_line: Any, servers: list[Server], ranks: int
 ) -> None:
-    line = arguments(tiny_ladder, servers)
+    several = ("--trainer.accelerator=cpu", f"--trainer.devices={ranks}", "--trainer.strategy=ddp")
+    line = arguments(tiny_ladder, servers, *(several if ranks > 1 else ()))
     killer = (
         "--trainer.callbacks+=notes.ServerKiller",
         f"--trainer.callbacks.process={servers[0].process.pid}",
@@ -145,10 +147,11 @@ def test_a_training_outlives_one_of_its_servers(
     )
     output = prepared(tmp_path / "run", command_line)(*line, *killer)
     assert "did not take over the new weights" in output or "go to other servers" in output
-    assert [note["positions"] for note in notes(tmp_path / "run").values()] == [
-        list(range(n, n + 6)) for n in range(0, 24, 6)
-    ]
-    assert all(note["parity"] < 1e-4 for note in notes(tmp_path / "run").values())
+    shares = [notes(tmp_path / "run", rank) for rank in range(ranks)]
+    for step, first in enumerate(range(0, 24, 6)):
+        drawn = sorted(position for share in shares for position in share[2 * step]["positions"])
+        assert drawn == list(range(first, first + 6))
+    assert all(note["parity"] < 1e-4 for share in shares for note in share.values())
 
 
 def test_without_its_server_a_training_ends_with_an_error_and_resumes_exactly(
