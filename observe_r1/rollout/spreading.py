@@ -85,12 +85,12 @@ class Spread:
         """Has one server work until the round ends, through failures that it recovers from."""
         reason: str | None = None
         for _ in range(self.patience.attempts):
-            self._away.add(server.url)
             reason = await self._unusable(server, reason)
             if reason is not None:
                 break
             self._away.discard(server.url)
             reason = await self._work_until_failure(server)
+            self._away.add(server.url)
             warnings.warn(f"{reason}: its prompts go to other servers, or wait for it.", stacklevel=2)
         assert reason is not None
         self._lost[server.url] = reason
@@ -117,6 +117,7 @@ class Spread:
                 except Exception as error:
                     self._end(error)
                     raise
+            self._away.add(server.url)
             if loop.time() + pause > until:
                 return reason or f"{server.url} does not answer"
             await asyncio.sleep(pause)
