@@ -78,7 +78,7 @@ class StoredLadder:
 def _tars(directory: Path) -> list[Path]:
     if URL.match(str(directory)) and not directory.exists():
         raise ValueError(
-            f"{directory} is a URL and only training reads those: copy the ladder to a local disk and give its directory"
+            f"{directory} is a URL, which only training reads: copy the ladder to a local disk and give its directory"
         )
     if (directory / FILE_NAME).is_file():
         tars = [directory / shard.file for shard in Manifest.load(directory).shards]
