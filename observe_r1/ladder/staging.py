@@ -22,7 +22,8 @@ from observe_r1.ladder.sample import BadSample, Sample
 _TABLE = """
 CREATE TABLE samples (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, file TEXT, row INTEGER, gold TEXT, difficulty REAL, complexity REAL,
-    refused INTEGER DEFAULT 0, tar TEXT, key TEXT, offset INTEGER, length INTEGER
+    refused INTEGER DEFAULT 0, tar TEXT, key TEXT, offset INTEGER, length INTEGER,
+    checksum INTEGER
 )
 """
 
@@ -68,8 +69,8 @@ class Staging:
             for span in open_index(tar).spans:
                 number += 1
                 self._database.execute(
-                    "UPDATE samples SET tar = ?, key = ?, offset = ?, length = ? WHERE number = ?",
-                    (str(tar), span.key, span.offset, span.length, number),
+                    "UPDATE samples SET tar = ?, key = ?, offset = ?, length = ?, checksum = ? WHERE number = ?",
+                    (str(tar), span.key, span.offset, span.length, span.checksum, number),
                 )
 
     def golds(self, count: int) -> Iterator[list[tuple[int, Path, int, Gold]]]:
@@ -117,7 +118,7 @@ class Staging:
     def read(self, number: int) -> Sample[StoredImage]:
         """A staged sample."""
         tar, *span = self._database.execute(
-            "SELECT tar, key, offset, length FROM samples WHERE number = ?", (number,)
+            "SELECT tar, key, offset, length, checksum FROM samples WHERE number = ?", (number,)
         ).fetchone()
         return read_stored(Path(tar), SampleSpan(*span))
 

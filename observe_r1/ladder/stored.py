@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,9 +14,11 @@ from observe_r1.ladder.manifest import FILE_NAME, Manifest
 from observe_r1.ladder.reader import read_stored
 from observe_r1.ladder.sample import BadSample, Sample
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has lost one of the slashes; one letter is a drive
+
 
 class StoredLadder:
-    """The samples of one or several ladders by position, images encoded as they are stored.
+    """The samples of one or several local ladders by position, images encoded as they are stored.
 
     Args:
         directories: With `ladder.json`, or with tars that follow its schema. The samples of several are named after
@@ -26,8 +29,8 @@ class StoredLadder:
         problems: Shards by what is wrong with them.
 
     Raises:
-        ValueError: A directory holds no shards, a shard that its `ladder.json` names is missing, or two directories
-            have the same name.
+        ValueError: A directory is a URL or holds no shards, a shard that its `ladder.json` names is missing, or two
+            directories have the same name.
     """
 
     def __init__(self, directories: Sequence[Path]) -> None:
@@ -73,6 +76,10 @@ class StoredLadder:
 
 
 def _tars(directory: Path) -> list[Path]:
+    if URL.match(str(directory)) and not directory.exists():
+        raise ValueError(
+            f"{directory} is a URL, which only training reads: copy the ladder to a local disk and give its directory"
+        )
     if (directory / FILE_NAME).is_file():
         tars = [directory / shard.file for shard in Manifest.load(directory).shards]
         if missing := [tar for tar in tars if not tar.is_file()]:

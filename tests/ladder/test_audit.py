@@ -90,9 +90,11 @@ def test_damaged_samples_and_golds_beyond_the_limits(tmp_path: Path, make_sample
     shard = tmp_path / "ladder/shard-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b'"answer": "2"', b'"answer": 2  '))
     found = audit_ladder(tmp_path / "ladder")
-    assert (found.total.unparseable, dict(found.unreadable)) == (1, {"field_invalid": 1})
+    assert (found.total.unparseable, dict(found.unreadable)) == (1, {"shard_changed": 1})
     assert len(found.reasons) == 2
-    assert "1 samples cannot be read: field_invalid" in capsys.readouterr().out
+    assert "1 samples cannot be read: shard_changed" in capsys.readouterr().out
+    shard.with_name(f"{shard.name}.idx").unlink()  # indexed as it is, the sample has another fault
+    assert audit_ladder(tmp_path / "ladder").unreadable == {"field_invalid": 1}
 
 
 def test_on_the_command_line(ladder: Path, tmp_path: Path, command_line: Any) -> None:

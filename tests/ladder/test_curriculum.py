@@ -76,6 +76,20 @@ def test_stages_share_out_exactly_the_samples_there_are(level_counts):
     assert not counts[np.array(PAPER_MIXING.shares) == 0].any()
 
 
+@given(level_counts=st.lists(st.integers(0, 500), min_size=9, max_size=9).filter(any))
+@settings(deadline=None, max_examples=30)
+def test_an_empty_stage_would_explain_the_levels_worse(level_counts):
+    """The sizes are the most likely ones (the log-likelihood is concave): no stage's share of them raises it."""
+    scale = 1_000_000  # rounding to whole samples is then of no account
+    histogram = np.array(level_counts) * scale
+    sizes = np.array(stage_counts(histogram.tolist(), PAPER_MIXING)).sum(axis=1)
+    matrix = np.array(PAPER_MIXING.shares) / np.sum(PAPER_MIXING.shares, axis=1, keepdims=True)
+    explained = sizes @ matrix
+    slopes = matrix @ np.divide(histogram, explained, out=np.zeros(9), where=explained > 0)
+    assert slopes.max() < 1.001
+    np.testing.assert_allclose(slopes[sizes > 0.01 * sizes.sum()], 1, atol=0.001)
+
+
 def test_a_matrix_that_can_be_met_is_met():
     mixing = Mixing((0.0, 1.0), (1.0, 2.0), ((0.8, 0.2), (0.1, 0.9)))
     assert stage_counts([90, 110], mixing) == [[80, 20], [10, 90]]

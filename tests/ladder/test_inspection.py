@@ -129,9 +129,11 @@ def test_problems_are_named(ladder: Path, tmp_path: Path, make_sample: Any) -> N
     shutil.copytree(ladder, damaged)
     shard = sorted(damaged.glob("*.tar"))[1]
     shard.write_bytes(shard.read_bytes().replace(b'"answer": "', b'"answer":  ', 1))
-    problems = inspect(damaged).problems
-    assert any("differs from its checksum" in problem for problem in problems)
-    assert any("1 samples: json_invalid (position " in problem for problem in problems)
+    for fault in ("shard_changed", "json_invalid"):
+        problems = inspect(damaged).problems
+        assert any("differs from its checksum" in problem for problem in problems)
+        assert any(f"1 samples: {fault} (position " in problem for problem in problems)
+        shard.with_name(f"{shard.name}.idx").unlink()  # the second time it is indexed as it is
 
     write_ladder([make_sample(n) for n in range(3)], tmp_path / "plain")
     assert "no sample has a difficulty" in " ".join(inspect(tmp_path / "plain").problems)
@@ -154,3 +156,5 @@ def test_problems_are_named(ladder: Path, tmp_path: Path, make_sample: Any) -> N
 def test_no_ladder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no shards"):
         inspect_ladder(tmp_path)
+    with pytest.raises(ValueError, match=r"s3:/bucket/ladder is a URL .* copy the ladder"):
+        inspect_ladder(Path("s3://bucket/ladder"))
