@@ -28,10 +28,10 @@ from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, Prompt, PromptGroup
 from observe_r1.ladder.shards import write_ladder
+from observe_r1.loading import PolicyOptions, load_processor
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.module import ObserveR1
 from observe_r1.objective import KLOptions, ObjectiveOptions
-from observe_r1.policy import PolicyOptions, load_processor
 from observe_r1.quickstart.tiny_policy import END_OF_TEXT, TURN_END, TURN_START, VISION_TOKENS, build_processor
 from observe_r1.rewards.base import CorrectnessReward
 from observe_r1.rollout import SamplingOptions

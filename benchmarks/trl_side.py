@@ -34,7 +34,7 @@ from our_side import (
 from torch import Tensor
 
 from observe_r1.experience import EncodedPrompt, GroupSlice
-from observe_r1.policy import load_policy
+from observe_r1.loading import load_policy
 
 LOGPROB_LIMIT = 1e-4  # largest difference of a log-prob in float32
 GRADIENT_LIMIT = 1e-5  # largest difference of a gradient, as a share of the largest gradient

@@ -29,7 +29,8 @@ from paired import Ratio, machine
 from safetensors.torch import save_file
 
 from observe_r1.encoding import PromptOptions
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor, locate
+from observe_r1.loading import PolicyOptions, load_policy, load_processor, locate
+from observe_r1.policy import Policy
 from observe_r1.rollout import VLLMLocalRollout, VLLMServerRollout
 from observe_r1.rollout.weight_files import WeightFiles
 

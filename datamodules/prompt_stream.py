@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
-import signal
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import EncodedPrompt, Prompt, PromptGroup, Skipped, VisionInputs
 from observe_r1.ladder.adaptive import AdaptiveCurriculum
+from observe_r1.process_lifetime import end_with_parent
 
 Order = Literal["ladder", "random", "adaptive"]
 Positions = Sequence[int] | npt.NDArray[np.int64]
@@ -251,7 +249,5 @@ def _owned(prompt: EncodedPrompt) -> EncodedPrompt:
 
 
 def _end_with_parent(worker: int) -> None:
-    """Asks Linux to end this worker when its parent is killed: blocked on a full pipe, it would stay forever."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in prctl(2)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    """Blocked on a full pipe, a worker would stay forever when its parent is killed."""
+    end_with_parent()

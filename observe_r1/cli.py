@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
     from observe_r1.checkpoint import check_requested
+    from observe_r1.process_lifetime import end_with_launcher
+
+    end_with_launcher()  # before what takes long to import
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
 
     quiet_lightning()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from observe_r1.checkpoint import ENTRY, check_file
 from observe_r1.encoding import PromptOptions
-from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
+from observe_r1.policy import Policy
 
 FSDP2_ENTRY = "meta.pt"  # Lightning's names
 DEEPSPEED_TAG = "checkpoint"

@@ -32,6 +32,7 @@ from observe_r1.checkpoint import ENTRY, check_entry, drop_frozen, restore_froze
 from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
+from observe_r1.loading import PolicyOptions, load_processor
 from observe_r1.metrics import PassRate, step_sums
 from observe_r1.objective import (
     OBJECTIVES,
@@ -45,7 +46,7 @@ from observe_r1.objective import (
 )
 from observe_r1.parameter_groups import parameter_groups
 from observe_r1.phase_clock import PhaseClock
-from observe_r1.policy import Policy, PolicyOptions, load_processor
+from observe_r1.policy import Policy
 from observe_r1.rewards import AccuracyReward, FormatReward, Reward, RewardCombination
 from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
 from observe_r1.sharding import gradient_norm, over_ranks

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from observe_r1.lightning_cli import ObserveR1CLI
+from observe_r1.loading import load_processor, locate
 from observe_r1.module import ObserveR1
-from observe_r1.policy import load_processor, locate
 from observe_r1.rollout.serving import ServeOptions, server_command
 from observe_r1.strategies import DTYPES
 

@@ -18,7 +18,8 @@ from lightning.pytorch.strategies import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_reference, shard_policy
+from observe_r1.loading import PolicyOptions, load_policy, load_reference, shard_policy
+from observe_r1.policy import Policy
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 PARTIAL, PREVIOUS = ".partial", ".previous"

@@ -17,9 +17,10 @@ from observe_r1.collection import FilteringOptions, Ranks, RolloutCollector, Upd
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import Completion, EncodedPrompt, GroupSlice, Prompt, PromptGroup
 from observe_r1.experience_state import from_state, to_state
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor, load_reference
 from observe_r1.micro_batches import assemble
 from observe_r1.phase_clock import PhaseClock
-from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy, load_processor, load_reference
+from observe_r1.policy import Policy
 from observe_r1.rewards import AccuracyReward, FormatReward, RewardCombination
 from observe_r1.rollout import RolloutEngine, SamplingOptions
 from observe_r1.scoring import score_groups

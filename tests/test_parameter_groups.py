@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from observe_r1.loading import PolicyOptions, load_policy
 from observe_r1.parameter_groups import parameter_groups
-from observe_r1.policy import PolicyOptions, load_policy
 
 RATES = {"*visual.merger*": 3e-5, "*visual*": 1e-6}
 

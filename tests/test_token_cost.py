@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from observe_r1.experience import EncodedPrompt
-from observe_r1.policy import PolicyOptions, load_policy
+from observe_r1.loading import PolicyOptions, load_policy
 from observe_r1.token_cost import TokenCost
 
 

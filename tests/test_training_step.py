@@ -28,10 +28,11 @@ from observe_r1.experience import (
     VisionInputs,
 )
 from observe_r1.ladder.reader import LadderDataset
+from observe_r1.loading import PolicyOptions, load_policy, load_processor
 from observe_r1.micro_batches import assemble, deal_steps
 from observe_r1.module import ObserveR1
 from observe_r1.objective import KLOptions, ObjectiveOptions
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.policy import Policy
 from observe_r1.token_cost import TokenCost
 
 OPTIONS = PolicyOptions("quickstart", gradient_checkpointing=False, logprob_chunk_tokens=37)

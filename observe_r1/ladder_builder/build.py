@@ -40,7 +40,7 @@ from observe_r1.ladder.selection import LabelNoiseOptions, noise_reasons
 from observe_r1.ladder.shards import write_shards
 from observe_r1.ladder.stored import StoredLadder
 from observe_r1.ladder_builder.measuring import BuildTrainer, MeasuringOptions, Questions, Rollouts, finish, measure
-from observe_r1.policy import PolicyOptions
+from observe_r1.loading import PolicyOptions
 from observe_r1.rewards import AccuracyReward
 from observe_r1.rollout import RolloutEngine, SamplingOptions
 

@@ -21,9 +21,9 @@ from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Prompt, PromptGroup, Sealed, Skipped
 from observe_r1.ladder.journal import BlockJournal, BlockWriter
 from observe_r1.ladder.reader import LadderDataset
+from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
 from observe_r1.objective import KLOptions
-from observe_r1.policy import PolicyOptions
 from observe_r1.rewards import AccuracyReward
 from observe_r1.rollout import RolloutEngine, SamplingOptions
 

@@ -25,9 +25,10 @@ from observe_r1.datamodules.neura_ladder import positions_to_inspect
 from observe_r1.encoding import PromptOptions
 from observe_r1.experience import Prompt
 from observe_r1.ladder.shards import write_ladder
+from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
 from observe_r1.peak_memory import PeakMemory
-from observe_r1.policy import Policy, PolicyOptions
+from observe_r1.policy import Policy
 from observe_r1.quickstart.questions import make_question
 from observe_r1.rollout import SamplingOptions
 

@@ -12,8 +12,8 @@ from lightning.pytorch.cli import LightningCLI
 from observe_r1.callbacks import RewardLogger, VLLMWeightSync
 from observe_r1.cli import locate_config
 from observe_r1.datamodules import NeuraLadderDataModule
+from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
-from observe_r1.policy import PolicyOptions
 from observe_r1.rollout import HFRollout, RolloutEngine, VLLMLocalRollout, VLLMServerRollout
 
 

@@ -14,9 +14,9 @@ from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.encoding import PromptOptions
 from observe_r1.experience import MicroBatch, Sealed
 from observe_r1.ladder.reader import LadderDataset
+from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
 from observe_r1.objective import KLOptions
-from observe_r1.policy import PolicyOptions
 from observe_r1.rollout import SamplingOptions
 
 

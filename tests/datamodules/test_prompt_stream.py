@@ -18,7 +18,7 @@ from observe_r1.datamodules.prompt_stream import EncodedDataset, PromptStream, c
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Prompt, Skipped
 from observe_r1.ladder.reader import LadderDataset
-from observe_r1.policy import load_processor
+from observe_r1.loading import load_processor
 
 SIZES = st.integers(1, 60)
 FIXED_ORDERS: st.SearchStrategy[Any] = st.sampled_from(["ladder", "random"])

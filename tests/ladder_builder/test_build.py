@@ -24,7 +24,7 @@ from observe_r1.ladder.screening import ContaminationOptions
 from observe_r1.ladder.selection import LabelNoiseOptions
 from observe_r1.ladder_builder.build import BuildReport, SimpleQuestions, build_ladder
 from observe_r1.ladder_builder.measuring import BuildTrainer, Rollouts
-from observe_r1.policy import PolicyOptions
+from observe_r1.loading import PolicyOptions
 from observe_r1.rollout import SamplingOptions
 
 Make = Callable[..., Path]

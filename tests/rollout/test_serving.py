@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from observe_r1.collection import FilteringOptions
 from observe_r1.encoding import PromptOptions
+from observe_r1.loading import PolicyOptions, load_processor
 from observe_r1.module import ObserveR1
 from observe_r1.objective import ImportanceOptions
-from observe_r1.policy import PolicyOptions, load_processor
 from observe_r1.rollout import VLLMServerRollout
 from observe_r1.rollout.serving import ServeOptions, server_command
 from observe_r1.rollout.vllm_client import VLLMServer

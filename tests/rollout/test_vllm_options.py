@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from observe_r1.encoding import PromptOptions
-from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
+from observe_r1.policy import Policy
 from observe_r1.rollout import VLLMLocalRollout
 
 

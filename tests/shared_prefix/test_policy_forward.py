@@ -12,7 +12,8 @@ import torch
 from random_models import build_model, random_group
 
 from observe_r1.experience import GroupSlice
-from observe_r1.policy import Policy, PolicyOptions, load_policy
+from observe_r1.loading import PolicyOptions, load_policy
+from observe_r1.policy import Policy
 from observe_r1.shared_prefix import BACKENDS
 
 from .conftest import naive_logprobs

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,22 @@ class FullDisk(L.Callback):
                 save(content, file, *arguments, **options)
 
             torch.save = die
+
+
+class LostRank(L.Callback):
+    """Kills one rank without warning after an optimizer step, once; the others may hang there, as collectives do."""
+
+    def __init__(self, rank: int, step: int, others_hang: bool) -> None:
+        self.rank, self.step, self.others_hang = rank, step, others_hang
+
+    def on_train_batch_end(self, trainer, module, *_):
+        Path(f"process{trainer.global_rank}").write_text(str(os.getpid()))
+        if trainer.global_step == self.step and not Path("killed").exists():
+            if trainer.global_rank == self.rank:
+                while self.others_hang and not Path("hanging").exists():
+                    time.sleep(0.05)
+                Path("killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.others_hang:
+                Path("hanging").touch()
+                time.sleep(600)

@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from random_models import build_model
 
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, shard_policy
 from observe_r1.peak_memory import PeakMemory
-from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy, shard_policy
+from observe_r1.policy import Policy
 
 LORA = LoraOptions(4, 8, ["q_proj", "down_proj"])
 

@@ -11,7 +11,8 @@ from PIL import Image
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Prompt
 from observe_r1.ladder.reader import LadderDataset
-from observe_r1.policy import Policy, PolicyOptions, load_policy, load_processor
+from observe_r1.loading import PolicyOptions, load_policy, load_processor
+from observe_r1.policy import Policy
 from observe_r1.rollout import VLLMLocalRollout
 
 from .servers import KEY, Server

@@ -13,7 +13,8 @@ import torch
 
 from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import Completion, EncodedPrompt, GroupSlice
-from observe_r1.policy import LoraOptions, Policy, PolicyOptions, load_policy
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
+from observe_r1.policy import Policy
 from observe_r1.rollout import HFRollout, SamplingOptions, VLLMLocalRollout
 from observe_r1.rollout.vllm_requests import unexpanded_token_ids
 

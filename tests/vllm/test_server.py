@@ -13,7 +13,8 @@ import torch
 
 from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import Completion, EncodedPrompt, GroupSlice
-from observe_r1.policy import Policy, PolicyOptions, load_policy
+from observe_r1.loading import PolicyOptions, load_policy
+from observe_r1.policy import Policy
 from observe_r1.rollout import HFRollout, SamplingOptions, VLLMServerRollout
 from observe_r1.rollout.vllm_client import LOADING, VLLMServer
 
@@ -307,7 +308,7 @@ def test_the_wrong_key_is_named(
 
 def test_other_pixel_limits_are_refused_before_the_first_rollout(servers: list[Server], policy: Policy) -> None:
     from observe_r1.encoding import PromptOptions
-    from observe_r1.policy import load_processor
+    from observe_r1.loading import load_processor
 
     other = PromptEncoder(load_processor("quickstart", PromptOptions()), PromptOptions())
     with pytest.raises(ValueError, match=r"was started with image_size .* and this training has"):

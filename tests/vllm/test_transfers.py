@@ -11,7 +11,8 @@ import torch
 
 from observe_r1.encoding import PromptEncoder
 from observe_r1.experience import EncodedPrompt, GroupSlice
-from observe_r1.policy import Policy, PolicyOptions, load_policy
+from observe_r1.loading import PolicyOptions, load_policy
+from observe_r1.policy import Policy
 from observe_r1.rollout import SamplingOptions, VLLMLocalRollout
 
 pytestmark = [

@@ -15,8 +15,8 @@ from observe_r1.collection import UpdateOptions
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.encoding import PromptOptions
 from observe_r1.experience import Experience
+from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
-from observe_r1.policy import PolicyOptions
 from observe_r1.rollout import SamplingOptions, VLLMLocalRollout
 from observe_r1.rollout.vllm_requests import TakenOver
 
@@ -114,7 +114,7 @@ def test_evaluations_use_the_weights_of_their_step(tiny_ladder: Path, held_out_l
 
 
 def load_weights() -> list[torch.Tensor]:
-    from observe_r1.policy import load_policy
+    from observe_r1.loading import load_policy
 
     return list(load_policy(PolicyOptions("quickstart")).parameters())
 

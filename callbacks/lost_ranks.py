@@ -1,0 +1,37 @@
+"""Tells which rank was lost when another one fails because of it."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import lightning as L
+
+PATIENCE = 3.0  # seconds; a rank that raised needs them to end
+
+
+class LostRanks(L.Callback):
+    """Adds to an error of the first rank of a node which of the ranks that it started have ended, and how.
+
+    Backends only say that a connection is closed. Part of every run of the command line.
+    """
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        if not isinstance(exception, RuntimeError) or not started:  # what collectives raise
+            return
+        until = time.monotonic() + PATIENCE
+        while all(process.poll() is None for process in started) and time.monotonic() < until:
+            time.sleep(0.1)
+        for rank, process in enumerate(started, start=trainer.global_rank + 1):
+            if process.poll():
+                exception.add_note(f"Rank {rank} (process {process.pid}) {how_it_ended(process.returncode)}")
+
+
+def how_it_ended(exit_code: int) -> str:
+    """In words; negative exit codes are signals, as in `subprocess`."""
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}. Its own error is above, after [rank."
+    name = signal.Signals(-exit_code).name
+    hint = " If nobody sent it: the kernel does when memory runs out, see dmesg." if name == "SIGKILL" else ""
+    return f"was ended by {name}.{hint} With --ckpt_path the run goes on from its last checkpoint."

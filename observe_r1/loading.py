@@ -1,0 +1,187 @@
+"""Which model is trained, and how it is loaded: whole, without memory, or spread over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from observe_r1.encoding import PromptOptions
+from observe_r1.policy import Policy
+from observe_r1.sharding import shard_like
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters instead of full weights (extra `lora`); the reference model is then the base, adapters off.
+
+    Args:
+        rank: r.
+        alpha: Scale; the update counts alpha / rank.
+        target_modules: Names of linear layers that get one, or `all-linear`.
+    """
+
+    rank: int = 64
+    alpha: int = 128
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Which model is trained, and which of its weights.
+
+    Args:
+        pretrained: Directory or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model; `quickstart` is the tiny policy
+            that comes with the package.
+        attn_implementation: `sdpa`, `eager` or, where installed, `flash_attention_2`; of the vision tower, and of the
+            text model too where the forward is `padded`.
+        forward: `shared_prefix` computes each prompt and its images once for all completions of its group; `padded`
+            repeats them for every completion, as other trainers do. The gradients are the same.
+        prefix_attention: Kernels of the shared-prefix forward. `auto`: `varlen` on CUDA in half precision, `two_pass`
+            on the CPU, `sdpa` elsewhere. `flash_attn` needs its package (extra `flash-attn`).
+        freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
+        gradient_checkpointing: Compute activations again in the backward instead of keeping them.
+        lora: Train adapters only.
+        logprob_chunk_tokens: Number of completion tokens that have logits at once.
+    """
+
+    pretrained: str
+    attn_implementation: str = "sdpa"
+    forward: Literal["shared_prefix", "padded"] = "shared_prefix"
+    prefix_attention: Literal["auto", "sdpa", "two_pass", "varlen", "flash_attn"] = "auto"
+    freeze: list[str] = field(default_factory=list)
+    gradient_checkpointing: bool = True
+    lora: LoraOptions | None = None
+    logprob_chunk_tokens: int = 512
+
+
+def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
+    """Loads the model to be trained.
+
+    Args:
+        empty: Weights have shapes and no memory (torch's meta device).
+
+    Raises:
+        ValueError: The directory does not exist, a freeze pattern matches nothing, or adapters need an extra.
+    """
+    model = _load_model(options, dtype, empty)
+    for pattern in options.freeze:
+        matched = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
+        if not matched:
+            examples = ", ".join(sorted({name.rsplit(".", 2)[0] for name, _ in model.named_parameters()})[:5])
+            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Names look like: {examples}.")
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if options.lora is not None:
+        with torch.device("meta") if empty else nullcontext():
+            model = _add_adapters(model, options.lora)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if options.lora is not None:
+            model.enable_input_require_grads()
+    return _policy(model.train(), options)
+
+
+def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
+    """A frozen copy of the model the policy starts from, for the KL term."""
+    model = _load_model(options, dtype, empty)
+    return _policy(model, options).requires_grad_(False).eval()
+
+
+def load_processor(pretrained: str, options: PromptOptions) -> Any:
+    """The model's own processor, with the pixel limits of the prompt options."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(locate(pretrained))
+    limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}  # areas, despite the names
+    size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+    return processor
+
+
+def _policy(model: Any, options: PolicyOptions) -> Policy:
+    return Policy(
+        model,
+        _pad_token_id(model),
+        options.logprob_chunk_tokens,
+        options.forward == "shared_prefix",
+        options.prefix_attention,
+    )
+
+
+def shard_policy(
+    load: Callable[..., Policy],
+    options: PolicyOptions,
+    dtype: torch.dtype,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype | None = None,
+) -> Policy:
+    """A policy or reference whose weights FSDP2 spreads over the ranks of a mesh; only rank 0 reads the files.
+
+    Args:
+        load: `load_policy` or `load_reference`.
+        dtype: Of weights, gradients and optimizer.
+        compute_dtype: Of the weights where they are gathered; None: the same.
+    """
+    full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
+    policy = load(options, dtype, empty=True)
+    blocks = [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
+    shard_like(policy, blocks, full, mesh, compute_dtype, ("next_logits",))
+    policy.in_lockstep = True
+    return policy
+
+
+def _load_model(options: PolicyOptions, dtype: torch.dtype, empty: bool = False) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    if empty:
+        path = locate(options.pretrained)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation=options.attn_implementation
+            )
+        model.generation_config = GenerationConfig.from_pretrained(path)
+        return model
+    return AutoModelForImageTextToText.from_pretrained(
+        locate(options.pretrained), dtype=dtype, attn_implementation=options.attn_implementation
+    )
+
+
+def locate(pretrained: str) -> str:
+    """What `from_pretrained` takes for a configured name.
+
+    Raises:
+        ValueError: The name looks like a directory and there is none.
+    """
+    if pretrained == "quickstart":
+        return str(files("observe_r1.quickstart") / "policy")
+    looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
+    if looks_local and not Path(pretrained).expanduser().is_dir():
+        raise ValueError(
+            f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or "
+            "a hub name such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    return str(Path(pretrained).expanduser()) if looks_local else pretrained
+
+
+def _add_adapters(model: Any, options: LoraOptions) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
+    targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+    return get_peft_model(model, config)
+
+
+def _pad_token_id(model: Any) -> int:
+    candidates = (model.generation_config.pad_token_id, model.config.get_text_config().pad_token_id)
+    return next((token for token in candidates if token is not None), 0)

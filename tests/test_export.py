@@ -1,0 +1,68 @@
+"""Exported checkpoints, as transformers itself loads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
+from observe_r1.quickstart.questions import make_question
+
+TRAINING = (
+    "fit",
+    "--config=quickstart.yaml",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=2",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.limit_val_batches=0",
+    "--trainer.val_check_interval=null",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.logger=false",
+    "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.save_last=true",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_top_k=0",
+    "--model.policy.lora={rank: 4}",
+    "--model.optimizer.lr=0.02",  # two steps have to show
+    "--model.scheduler=null",
+    "--model.sampling.group_size=4",
+    "--model.sampling.max_new_tokens=12",
+    "--data.class_path=observe_r1.datamodules.NeuraLadderDataModule",
+    "--data.prompts_per_rollout=6",
+    "--data.workers=0",
+)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_merged_adapters_give_the_logits_of_the_trained_policy(
+    tmp_path: Path, tiny_ladder: Path, command_line: Any
+) -> None:
+    pytest.importorskip("peft")
+    run = command_line(tmp_path)
+    run(*TRAINING, f"--data.ladder={tiny_ladder}")
+    run("export", "checkpoints/last.ckpt", "exported")
+    # in double precision what is left is the rounding of the merged weights
+    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "exported").eval().double()
+
+    policy = load_policy(PolicyOptions("quickstart", lora=LoraOptions(rank=4))).eval().double()
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    adapters = {name.removeprefix("policy."): weight for name, weight in saved.items()}
+    assert all("lora_" in name for name in adapters)
+    assert not policy.load_state_dict(adapters, strict=False).unexpected_keys
+
+    prompt = make_question("held_out", seed=5, index=0).prompt()
+    processor = AutoProcessor.from_pretrained(tmp_path / "exported")
+    parts = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": "How many shapes are red?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=list(prompt.images), return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    trained = policy.model(**inputs).logits
+    torch.testing.assert_close(exported(**inputs).logits, trained, atol=1e-5, rtol=1e-5)
+    with policy.adapters_off():
+        assert (policy.model(**inputs).logits - trained).abs().max() > 1e-2
