@@ -126,7 +126,8 @@ class VLLMServerRollout(RolloutEngine):
         for url, state in zip(self.urls, states, strict=True):
             _check_state(url, state, policy, processor)
         self._limit = min(state["max_model_len"] for state in states)
-        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in policy.named_weights()]
+        gathered = policy.named_weights() if self.transfer == "nccl" else ()
+        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in gathered]
         self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata))
         self._background = ThreadPoolExecutor(1, "rollout-ahead")
         self.update_weights(policy.named_weights(), version=0)
