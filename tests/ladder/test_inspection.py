@@ -156,5 +156,5 @@ def test_problems_are_named(ladder: Path, tmp_path: Path, make_sample: Any) -> N
 def test_no_ladder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no shards"):
         inspect_ladder(tmp_path)
-    with pytest.raises(ValueError, match=r"s3:/bucket/ladder is a URL .* copy the ladder"):
+    with pytest.raises(ValueError, match=r"s3:/bucket/ladder is a URL, .* copy the ladder"):
         inspect_ladder(Path("s3://bucket/ladder"))
