@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from observe_r1.ladder.storage import BLOCK_BYTES, Files, read_local
@@ -64,12 +64,13 @@ class ShardCache:
                     return None
                 if not self._download(address, size, part):
                     return None
-                os.replace(path.with_suffix(PART), path)
+                with self._alone():  # else another process that adds up sees it under neither name
+                    os.replace(path.with_suffix(PART), path)
         return path
 
     def _reserve(self, part: int, size: int) -> bool:
         """Makes room for a shard of `size` bytes and gives it to the open file `part`."""
-        with _locked(self.directory / "lock", keep=True):
+        with self._alone():
             kept = []  # (last use, bytes, path)
             used = 0
             for path in self.directory.iterdir():
@@ -92,6 +93,10 @@ class ShardCache:
                 used -= bytes
             os.truncate(part, size)
             return True
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Files get bytes and their names in here only."""
+        return _locked(self.directory / "lock", keep=True)
 
     def _download(self, address: str, size: int, part: int) -> bool:
         """Whether the shard was as long as it should be."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import multiprocessing
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -285,18 +287,21 @@ class TestCache:
         largest = 0
         while any(reader.is_alive() for reader in readers):
             largest = max(largest, used_bytes(tmp_path / "cache"))
+            time.sleep(0.001)
         assert [reader.exitcode for reader in readers] == [0] * 4
         assert 100_000 <= largest <= 310_000
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
 
 
 def used_bytes(directory: Path) -> int:
+    """Of all files at one time: under the lock that makes room, as files that come and go would be added up."""
     total = 0
-    for path in directory.glob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in directory.glob("*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
     return total
 
 
