@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,13 @@ from observe_r1.policy import Policy
 LORA = LoraOptions(4, 8, ["q_proj", "down_proj"])
 
 
-def join(rank: int, port: int) -> dist.DeviceMesh:
+@contextmanager
+def joined(rank: int, port: int) -> Iterator[dist.DeviceMesh]:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    return dist.init_device_mesh("cpu", (2,))
+    try:
+        yield dist.init_device_mesh("cpu", (2,))
+    finally:
+        dist.destroy_process_group()  # a process that ends with gloo's threads in it may be aborted
 
 
 def load_with_adapters_that_do_something(options: PolicyOptions, dtype: torch.dtype, *, empty: bool = False) -> Policy:
@@ -34,40 +40,40 @@ def load_with_adapters_that_do_something(options: PolicyOptions, dtype: torch.dt
 
 
 def compare(rank: int, port: int, directory: str, lora: LoraOptions | None) -> None:
-    mesh = join(rank, port)
-    options = PolicyOptions(directory, lora=lora)
-    torch.manual_seed(0)
-    policy = shard_policy(load_with_adapters_that_do_something, options, torch.float32, mesh)
-    torch.manual_seed(0)
-    plain = load_with_adapters_that_do_something(options, torch.float32)
-    expected = dict(plain.named_weights())
-    frequencies = dict(plain.named_buffers())
-    count = 0
-    for name, weight in policy.named_weights():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6 if lora else 0)
-        count += 1
-    assert count == len(expected)
-    for name, buffer in policy.named_buffers():
-        assert torch.equal(buffer, frequencies[name])
-    assert all(parameter.to_local().numel() < parameter.numel() for parameter in policy.parameters())  # type: ignore[attr-defined]
+    with joined(rank, port) as mesh:
+        options = PolicyOptions(directory, lora=lora)
+        torch.manual_seed(0)
+        policy = shard_policy(load_with_adapters_that_do_something, options, torch.float32, mesh)
+        torch.manual_seed(0)
+        plain = load_with_adapters_that_do_something(options, torch.float32)
+        expected = dict(plain.named_weights())
+        frequencies = dict(plain.named_buffers())
+        count = 0
+        for name, weight in policy.named_weights():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6 if lora else 0)
+            count += 1
+        assert count == len(expected)
+        for name, buffer in policy.named_buffers():
+            assert torch.equal(buffer, frequencies[name])
+        assert all(parameter.to_local().numel() < parameter.numel() for parameter in policy.parameters())  # type: ignore[attr-defined]
 
 
 def measure(rank: int, port: int, directory: str) -> None:
-    mesh = join(rank, port)
-    policy = shard_policy(load_policy, PolicyOptions(directory), torch.float32, mesh)
-    sizes = [shape.numel() * dtype.itemsize for shape, dtype in policy.weight_shapes().values()]
-    with PeakMemory("cpu") as memory:
-        for name, weight in policy.named_weights():
-            del name, weight
-    extra, largest = memory.peak - memory.before, max(sizes)
-    # gloo, not NCCL, keeps a copy of what it gathers
-    part, full = torch.ones(largest // 8), torch.ones(largest // 4)
-    with PeakMemory("cpu") as memory:
-        dist.all_gather_into_tensor(full, part)
-    copy = memory.peak - memory.before
-    print(f"{extra / 2**20:.1f} MiB extra, {copy / 2**20:.1f} of them gloo's; largest weight {largest / 2**20:.1f}")
-    assert extra - copy <= 1.1 * largest + 2**20
-    assert sum(sizes) > 4 * largest
+    with joined(rank, port) as mesh:
+        policy = shard_policy(load_policy, PolicyOptions(directory), torch.float32, mesh)
+        sizes = [shape.numel() * dtype.itemsize for shape, dtype in policy.weight_shapes().values()]
+        with PeakMemory("cpu") as memory:
+            for name, weight in policy.named_weights():
+                del name, weight
+        extra, largest = memory.peak - memory.before, max(sizes)
+        # gloo, not NCCL, keeps a copy of what it gathers
+        part, full = torch.ones(largest // 8), torch.ones(largest // 4)
+        with PeakMemory("cpu") as memory:
+            dist.all_gather_into_tensor(full, part)
+        copy = memory.peak - memory.before
+        print(f"{extra / 2**20:.1f} MiB extra, {copy / 2**20:.1f} of them gloo's; largest weight {largest / 2**20:.1f}")
+        assert extra - copy <= 1.1 * largest + 2**20
+        assert sum(sizes) > 4 * largest
 
 
 def free_port() -> int:
