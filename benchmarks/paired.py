@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -102,6 +105,25 @@ def machine(threads: int, packages: Sequence[str]) -> Result:
         "python": platform.python_version(),
         **versions,
     }
+
+
+def publish(lines: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """Prints results, one JSON object per line, and writes the same to a file where one is named."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    print(text, end="")
+    if out is not None:
+        out.write_text(text)
+
+
+@contextmanager
+def vllm_server(port: int, *options: str) -> Iterator[None]:
+    """`observe-r1 serve` with the quick start and further options, as long as the context lasts."""
+    command = [sys.executable, "-m", "observe_r1", "serve", "--config=quickstart.yaml", f"--serve.port={port}"]
+    server = subprocess.Popen([*command, "--serve.max_model_len=512", *options], start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _cpu_model() -> str:

@@ -14,8 +14,6 @@ needs has them always.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import Ratio, machine
+from paired import Ratio, machine, publish, vllm_server
 from safetensors.torch import save_file
 
 from observe_r1.encoding import PromptOptions
@@ -52,15 +50,6 @@ def make_model(directory: Path, hidden: int) -> None:
     torch.manual_seed(0)
     (directory / "model.safetensors").unlink()
     AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
-
-
-def start_server(model: Path, port: int) -> Any:
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "observe_r1", "serve", "--config=quickstart.yaml"]
-    options = [f"--model.policy.pretrained={model}", f"--serve.port={port}", "--serve.cache_gib=0.25"]
-    return subprocess.Popen([*command, *options, "--serve.max_model_len=512"], start_new_session=True)
 
 
 class Repacking:
@@ -140,14 +129,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         make_model(model, arguments.hidden)
-        server = start_server(model, arguments.port)
-        try:
-            options = PolicyOptions(str(model), gradient_checkpointing=False)
-            policy = load_policy(options)
+        with vllm_server(arguments.port, f"--model.policy.pretrained={model}", "--serve.cache_gib=0.25"):
+            policy = load_policy(PolicyOptions(str(model), gradient_checkpointing=False))
             processor = load_processor(str(model), PromptOptions())
             rounds = measure(policy, processor, arguments.port, arguments.rounds, Path(scratch))
-        finally:
-            os.killpg(server.pid, 9)
     megabytes = sum(w.numel() * w.element_size() for _, w in policy.named_weights()) / 2**20
     speeds = {
         "local / copy in memory": [r["memory_copy"] / r["local"] for r in rounds],
@@ -162,10 +147,7 @@ def main() -> None:
         {"median_seconds": seconds, "rounds": rounds},
         *(ratio.to_document() for ratio in ratios),
     ]
-    for line in lines:
-        print(json.dumps(line))
-    if arguments.out:
-        arguments.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    publish(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from observe_r1.evaluation.predictions import (
 )
 from observe_r1.evaluation.report import Marks, Report, report
 from observe_r1.module import ObserveR1
+from observe_r1.ranks import over_ranks
 from observe_r1.rollout.base import SamplingOptions
 
 
@@ -176,7 +177,7 @@ class BenchmarkEvaluation(L.Callback):
             scores = BenchmarkScores(benchmark).to(trainer.strategy.root_device)
             scores.update(mine)
             figures = scores.compute()  # what it and `gather` raise, they raise on every rank
-            self._publish(trainer, benchmark, figures, gather(trainer, mine), header, path)
+            self._publish(trainer, benchmark, figures, gather(mine), header, path)
         except Exception as raised:
             self._fail(benchmark, raised)
 
@@ -260,11 +261,7 @@ def sum_over_ranks(trainer: L.Trainer, count: int) -> int:
     return int(trainer.strategy.reduce(mine, reduce_op="sum"))
 
 
-def gather(trainer: L.Trainer, mine: Sequence[Prediction]) -> list[Prediction]:
+def gather(mine: Sequence[Prediction]) -> list[Prediction]:
     """The predictions of all ranks in the order of the questions, each question once."""
-    ranks: list[Sequence[Prediction]] = [mine]
-    if trainer.world_size > 1:
-        ranks = [mine] * trainer.world_size
-        torch.distributed.all_gather_object(ranks, mine)
-    by_position = {prediction.position: prediction for predictions in ranks for prediction in predictions}
+    by_position = {prediction.position: prediction for predictions in over_ranks(mine) for prediction in predictions}
     return [by_position[position] for position in sorted(by_position)]

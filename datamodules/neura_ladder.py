@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
@@ -20,6 +19,7 @@ from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.ladder.storage import RemoteOptions
 from observe_r1.module import ObserveR1
+from observe_r1.ranks import over_ranks
 from observe_r1.redistribution import redistribute, redistribute_started
 
 
@@ -146,11 +146,7 @@ class NeuraLadderDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         mine = None if self._loader is None else self._loader.save()
-        if self._trainer.world_size == 1:
-            return {"ranks": [mine]}
-        states: list[Any] = [None] * self._trainer.world_size
-        torch.distributed.all_gather_object(states, mine)
-        return {"ranks": states}
+        return {"ranks": over_ranks(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # only kept: a checkpoint may also be validated, on any number of ranks
@@ -181,10 +177,7 @@ class NeuraLadderDataModule(L.LightningDataModule):
             "train": Counter() if self._loader is None else self._loader.stream.skipped,
             "held_out": Counter() if self._question_stream is None else self._question_stream.skipped,
         }
-        ranks: list[Any] = [mine]
-        if self._trainer.world_size > 1:
-            ranks = [None] * self._trainer.world_size
-            torch.distributed.all_gather_object(ranks, mine)
+        ranks = over_ranks(mine)
         return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
 
     def shard_problems(self) -> dict[str, dict[str, int]]:

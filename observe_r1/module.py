@@ -47,9 +47,10 @@ from observe_r1.objective import (
 from observe_r1.parameter_groups import parameter_groups
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
+from observe_r1.ranks import over_ranks
 from observe_r1.rewards import AccuracyReward, FormatReward, Reward, RewardCombination
 from observe_r1.rollout import HFRollout, RolloutEngine, SamplingOptions
-from observe_r1.sharding import gradient_norm, over_ranks
+from observe_r1.sharding import gradient_norm
 from observe_r1.strategies import engine_gradient_norm, load_models, prepare
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]

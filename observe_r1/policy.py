@@ -16,7 +16,8 @@ from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
-from observe_r1.sharding import any_rank, blank_prompt, full_shape, gathered, kept_whole, reshard, whole
+from observe_r1.ranks import any_rank
+from observe_r1.sharding import blank_prompt, full_shape, gathered, kept_whole, reshard, whole
 from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
 from observe_r1.shared_prefix import choose_backend, disagreement, shared_prefix_logprobs
 from observe_r1.text_attention import set_text_attention, text_attention

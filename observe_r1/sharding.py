@@ -24,29 +24,6 @@ from observe_r1.experience import EncodedPrompt, Prompt, VisionInputs
 # ---- lockstep --------------------------------------------------------------------------------------------------------
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on some rank. All ranks have to ask."""
-    return bool(largest_over_ranks(int(flag), device))
-
-
-def largest_over_ranks(number: int, device: torch.device) -> int:
-    """Maximum of a number over all ranks. All ranks have to ask."""
-    if not dist.is_initialized():
-        return number
-    value = torch.tensor(number, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return int(value)
-
-
-def over_ranks(value: Any) -> list[Any]:
-    """What every rank gives, on all of them. All ranks have to ask."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def blank_prompt(config: Any, device: torch.device | None = None) -> EncodedPrompt:
     """The smallest prompt with an image: a rank without images runs the vision tower on it when the others run theirs.
 

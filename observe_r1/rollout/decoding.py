@@ -20,8 +20,8 @@ from observe_r1.experience import EncodedPrompt
 from observe_r1.logprobs import sampling_logprobs
 from observe_r1.model_inputs import prompt_positions, vision_arguments
 from observe_r1.policy import Policy
+from observe_r1.ranks import any_rank
 from observe_r1.rollout.base import SamplingOptions
-from observe_r1.sharding import any_rank
 from observe_r1.text_attention import text_attention
 
 ATTENTION = "observe_r1_shared_prompts"

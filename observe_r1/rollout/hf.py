@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from observe_r1.experience import Completion, EncodedPrompt
 from observe_r1.policy import Policy
+from observe_r1.ranks import largest_over_ranks
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.decoding import decode_groups
-from observe_r1.sharding import largest_over_ranks
 
 
 class HFRollout(RolloutEngine):

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from observe_r1 import ranks
 from observe_r1.experience import Completion, EncodedPrompt, Sampled
 from observe_r1.policy import Policy
-from observe_r1.rollout import ranks
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.spreading import Patience, Spread
 from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
@@ -78,7 +78,8 @@ class VLLMServerRollout(RolloutEngine):
         attempts: int = 4,
     ) -> None:
         self.urls = [url.rstrip("/") for url in servers]
-        hosts = [_checked_host(url) for url in self.urls]
+        hosts = {_checked_host(url) for url in self.urls}
+        self._is_here = hosts <= set(LOOPBACK)  # all servers are on this machine
         if not servers or len(set(self.urls)) < len(servers):
             raise ValueError(f"rollout.servers is {servers}: give at least one address, and each only once.")
         if async_steps not in (0, 1):
@@ -87,10 +88,11 @@ class VLLMServerRollout(RolloutEngine):
             raise ValueError(
                 f"rollout.requests_per_server is {requests_per_server} and rollout.attempts {attempts}: use 1 or more."
             )
-        if transfer == "files" and weight_directory is None and not set(hosts) <= set(LOOPBACK):
+        if transfer == "files" and weight_directory is None and not self._is_here:
             raise ValueError(
-                f"rollout.servers has hosts beside this one ({', '.join(hosts)}): set rollout.weight_directory to a "
-                "directory that all of them see under the same path, or rollout.transfer to nccl."
+                f"rollout.servers has hosts beside this one ({', '.join(sorted(hosts))}): set "
+                "rollout.weight_directory to a directory that all of them see under the same path, or "
+                "rollout.transfer to nccl."
             )
         self.async_steps = async_steps
         self.transfer = transfer
@@ -103,7 +105,7 @@ class VLLMServerRollout(RolloutEngine):
         self._policy: Policy | None = None
         self._processor: Any = None
         self._taken_over: TakenOver | None = None
-        self._transfer: WeightTransfer | None = None
+        self._transfer: WeightTransfer | None = None  # on rank 0
         self._limit = 0  # tokens of a prompt with its completion
         self._run = 0  # number of this run, so that no label of an earlier one is taken for one of this
         self._background: ThreadPoolExecutor | None = None
@@ -128,19 +130,17 @@ class VLLMServerRollout(RolloutEngine):
         self._limit = min(state["max_model_len"] for state in states)
         gathered = policy.named_weights() if self.transfer == "nccl" else ()
         metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in gathered]
-        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata))
+        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata) if ranks.rank() == 0 else None)
         self._background = ThreadPoolExecutor(1, "rollout-ahead")
         self.update_weights(policy.named_weights(), version=0)
 
     def _new_transfer(self, policy: Policy, metadata: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> WeightTransfer:
         timeout = self.patience.request_seconds
         if self.transfer == "files":
-            # only rank 0 sends, and a place that belongs to the run is cleared by whoever opens it
-            return FileTransfer(self.weight_directory if ranks.rank() == 0 else None, timeout)
+            return FileTransfer(self.weight_directory, timeout)
         if policy.device.type != "cuda":
             raise ValueError("rollout.transfer is nccl, which needs a GPU for the trainer: use files.")
-        is_here = set(map(_checked_host, self.urls)) <= set(LOOPBACK)
-        return NCCLTransfer(metadata, policy.device, is_here, timeout)
+        return NCCLTransfer(metadata, policy.device, self._is_here, timeout)
 
     async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
         from rich.console import Console
@@ -250,7 +250,6 @@ class VLLMServerRollout(RolloutEngine):
             RuntimeError: No server could take them over.
         """
         assert self._policy is not None, "setup comes first"
-        assert self._transfer is not None
         if self._begun is not None:
             wait([self._begun])
         ranks.agree(None, self._policy.device)  # the other ranks have their completions too
@@ -258,7 +257,7 @@ class VLLMServerRollout(RolloutEngine):
         self._label = f"{self._run:x}-{version}"
 
         def send() -> None:
-            if ranks.rank() == 0:
+            if transfer is not None:
                 self._with_servers(lambda servers: transfer.send(rest, self._label, servers))
 
         self._on_all_ranks(send, rest)
@@ -267,10 +266,9 @@ class VLLMServerRollout(RolloutEngine):
 
     async def _bring_up_to_date(self, server: VLLMServer) -> None:
         """A server that was started again has the weights of its directory. Rank 0 gives it the newest."""
-        assert self._transfer is not None
         if await server.version() == self._label:
             return
-        if ranks.rank() != 0:
+        if self._transfer is None:
             raise ServerDown(f"{server.url} has yet to get the newest weights, from rank 0")
         while not self._updating.acquire(blocking=False):  # another thread samples too
             await asyncio.sleep(0.1)

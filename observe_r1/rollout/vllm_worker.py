@@ -26,7 +26,6 @@ class WeightReader:
         config = self.model_config
         return {
             "model_type": config.hf_config.model_type,
-            "dtype": str(config.dtype).removeprefix("torch."),
             "logprobs_mode": str(config.logprobs_mode),
             "max_model_len": config.max_model_len,
             "image_size": (config.multimodal_config.mm_processor_kwargs or {}).get("size"),

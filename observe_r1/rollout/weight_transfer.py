@@ -122,6 +122,7 @@ class NCCLTransfer(WeightTransfer):
         alive = [server for server, is_healthy in zip(servers, health, strict=True) if is_healthy]
         if not alive:
             report(servers, [ServerDown(f"{server.url} does not answer") for server in servers])
+            return
         held = {await server.version() for server in alive}
         await asyncio.gather(*(server.pause(self._timeout) for server in alive))
         if self._engine is None or held != {self._last} or len(alive) != len(self._client.servers):

@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from observe_r1.encoding import PromptEncoder
-from observe_r1.experience import Completion, EncodedPrompt, GroupSlice
+from observe_r1.experience import EncodedPrompt
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
 from observe_r1.policy import Policy
 from observe_r1.rollout import HFRollout, SamplingOptions, VLLMLocalRollout
 from observe_r1.rollout.vllm_requests import unexpanded_token_ids
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+from .comparison import NEEDS_VLLM, changed, largest_difference
+
+pytestmark = NEEDS_VLLM
 
 SAMPLING = SamplingOptions(group_size=4, temperature=1.3, max_new_tokens=20)
-
-
-def changed(policy: Policy, seed: int, by: float = 0.05) -> None:
-    """Moves every weight in place, as an optimizer does."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std().nan_to_num(1.0) * by)
-
-
-def largest_difference(
-    policy: Policy, prompts: Sequence[EncodedPrompt], groups: Sequence[Sequence[Completion]], sampling: SamplingOptions
-) -> float:
-    """Between the log-probs of the sampler and of the trainer, over all tokens."""
-    slices = [
-        GroupSlice(prompt, [completion.token_ids for completion in group])
-        for prompt, group in zip(prompts, groups, strict=True)
-    ]
-    with torch.no_grad():
-        trainer = policy(slices, sampling.temperature).logprobs
-    sampler = torch.cat([completion.sampler_logprobs for group in groups for completion in group])
-    return float((sampler - trainer).abs().max())
 
 
 @pytest.fixture(autouse=True)

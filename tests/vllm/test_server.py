@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,19 +11,16 @@ import requests
 import torch
 
 from observe_r1.encoding import PromptEncoder
-from observe_r1.experience import Completion, EncodedPrompt, GroupSlice
+from observe_r1.experience import Completion, EncodedPrompt
 from observe_r1.loading import PolicyOptions, load_policy
 from observe_r1.policy import Policy
 from observe_r1.rollout import HFRollout, SamplingOptions, VLLMServerRollout
 from observe_r1.rollout.vllm_client import LOADING, VLLMServer
 
+from .comparison import NEEDS_VLLM, changed, largest_difference, lengthened
 from .servers import Server
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = NEEDS_VLLM
 
 SAMPLING = SamplingOptions(group_size=4, temperature=1.3, max_new_tokens=20)
 
@@ -45,25 +41,6 @@ def engine(servers: list[Server], policy: Policy, encoder: PromptEncoder) -> Ite
     engine = engine_for(servers, policy, encoder)
     yield engine
     engine.close()
-
-
-def changed(policy: Policy, seed: int, by: float = 0.05) -> None:
-    """Moves every weight in place, as an optimizer does."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std().nan_to_num(1.0) * by)
-
-
-def largest_difference(
-    policy: Policy, prompts: Sequence[EncodedPrompt], groups: Sequence[Sequence[Completion]], sampling: SamplingOptions
-) -> float:
-    """Between the log-probs of the sampler and of the trainer, over all tokens."""
-    slices = [GroupSlice(p, [c.token_ids for c in group]) for p, group in zip(prompts, groups, strict=True)]
-    with torch.no_grad():
-        trainer = policy(slices, sampling.temperature).logprobs
-    sampler = torch.cat([completion.sampler_logprobs for group in groups for completion in group])
-    return float((sampler - trainer).abs().max())
 
 
 def tokens(groups: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
@@ -144,15 +121,6 @@ def test_every_cache_has_to_be_reset(
     else:
         assert largest_difference(policy, asked, groups, sampling) > 1e-3
     engine.close()
-
-
-def lengthened(prompt: EncodedPrompt) -> EncodedPrompt:
-    """Behind 200 tokens of text: a prompt shorter than a block is not in the prefix cache."""
-    import dataclasses
-
-    text = torch.full((200,), int(prompt.token_ids[-1]))
-    types = torch.cat([torch.zeros_like(text), prompt.mm_token_type_ids])
-    return dataclasses.replace(prompt, token_ids=torch.cat([text, prompt.token_ids]), mm_token_type_ids=types)
 
 
 def test_stale_weights_are_an_error(engine: VLLMServerRollout, policy: Policy, prompts: list[EncodedPrompt]) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from observe_r1.ladder.manifest import Manifest
 from observe_r1.ladder.reader import LadderDataset
 
+from .comparison import NEEDS_VLLM
 from .servers import Server
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = NEEDS_VLLM
 
 
 def test_one_rank_and_two_build_the_same_ladder(

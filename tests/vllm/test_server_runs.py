@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from .comparison import NEEDS_VLLM
 from .servers import Server
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = NEEDS_VLLM
 
 # Beside the run, as a user's own file: notes which prompts were trained on with which tokens, and has something happen
 # in the middle of training, once.

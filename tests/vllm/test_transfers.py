@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 from collections.abc import Iterator
 
 import pytest
@@ -15,11 +13,9 @@ from observe_r1.loading import PolicyOptions, load_policy
 from observe_r1.policy import Policy
 from observe_r1.rollout import SamplingOptions, VLLMLocalRollout
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+from .comparison import NEEDS_VLLM, lengthened
+
+pytestmark = NEEDS_VLLM
 
 
 @pytest.fixture
@@ -63,15 +59,6 @@ def test_every_cache_has_to_be_reset(
     with torch.no_grad():
         trainer = fresh_policy([GroupSlice(long[0], [c.token_ids for c in group])], 1.0).logprobs
     assert float((torch.cat([c.sampler_logprobs for c in group]) - trainer).abs().max()) > 1e-3
-
-
-def lengthened(prompt: EncodedPrompt) -> EncodedPrompt:
-    """Behind 200 tokens of text."""
-    text = torch.full((200,), int(prompt.token_ids[-1]))
-    token_ids = torch.cat([text, prompt.token_ids])
-    return dataclasses.replace(
-        prompt, token_ids=token_ids, mm_token_type_ids=torch.cat([torch.zeros_like(text), prompt.mm_token_type_ids])
-    )
 
 
 def test_a_transfer_that_broke_off_is_an_error(

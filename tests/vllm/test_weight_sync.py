@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from observe_r1.module import ObserveR1
 from observe_r1.rollout import SamplingOptions, VLLMLocalRollout
 from observe_r1.rollout.vllm_requests import TakenOver
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+from .comparison import NEEDS_VLLM
+
+pytestmark = NEEDS_VLLM
 
 
 class Recorder(L.Callback):

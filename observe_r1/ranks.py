@@ -1,0 +1,54 @@
+"""What ranks tell each other beside Lightning's own reductions. All of them have to call; alone, one answers itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """Of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def largest_over_ranks(number: int, device: torch.device) -> int:
+    """Maximum of a number over all ranks."""
+    if not dist.is_initialized():
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on some rank."""
+    return bool(largest_over_ranks(int(flag), device))
+
+
+def over_ranks(value: Any) -> list[Any]:
+    """What every rank gives, on all of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first_rank(number: int, device: torch.device) -> int:
+    """The number that rank 0 gives."""
+    if not dist.is_initialized():
+        return number
+    value = torch.tensor(number, device=device)
+    dist.broadcast(value, src=0)
+    return int(value)
+
+
+def agree(error: Exception | None, device: torch.device) -> None:
+    """Waits for all ranks. Raises the error here, and another one on the ranks that have none of their own."""
+    failed = any_rank(error is not None, device)
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError("Another rank failed: its error is above or in its own output.")
