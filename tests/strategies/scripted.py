@@ -142,6 +142,15 @@ class Signalled(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
+class Impatient(L.Callback):
+    """Does not give a network file system its time."""
+
+    def setup(self, trainer, module, stage):
+        from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
+
+        SharedCheckpoints.patience = 0.0
+
+
 class LostRank(L.Callback):
     """Kills one rank without warning after an optimizer step, once; the others may hang there, as collectives do."""
 

@@ -28,10 +28,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_both(directory: Path, commands: Sequence[Sequence[str]], variables: Sequence[dict[str, str]]) -> list[str]:
-    """Output of both commands, which run at the same time and have to exit alike; the exit code is its last word."""
-    directory.mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).with_name("scripted.py"), directory)
+def run_both(
+    directories: Sequence[Path], commands: Sequence[Sequence[str]], variables: Sequence[dict[str, str]] = ({}, {})
+) -> list[str]:
+    """Output of two commands that run at the same time, each in its directory; its last line is the exit code."""
+    for directory in directories:
+        directory.mkdir(exist_ok=True)
+        shutil.copy(Path(__file__).with_name("scripted.py"), directory)
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "COLUMNS": "200"}
     started = [
         subprocess.Popen(
@@ -42,7 +45,7 @@ def run_both(directory: Path, commands: Sequence[Sequence[str]], variables: Sequ
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for command, of_process in zip(commands, variables, strict=True)
+        for directory, command, of_process in zip(directories, commands, variables, strict=True)
     ]
     try:
         outputs = [process.communicate(timeout=200)[0] for process in started]
@@ -88,13 +91,25 @@ def test_two_agents_of_torchrun_train_like_one_node(launched: Run, tmp_path: Pat
         torchrun(0, port, "-m", "observe_r1", *fit),
         torchrun(1, port, "--no-python", sys.executable, "-m", "observe_r1", *fit),  # as `--no-python observe-r1`
     ]
-    for output in run_both(tmp_path / "run", commands, [{}, {}]):
+    for output in run_both([tmp_path / "run"] * 2, commands):
         assert output.endswith("\n0"), output[-4000:]
     weights = torch.load(tmp_path / "run/weights.pt")
     assert weights.keys() == launched.weights.keys()
     for name, weight in weights.items():  # FSDP2 against DDP: sums in another order
         assert (weight - launched.weights[name]).abs().max() <= 2e-5, name
     assert [path.name for path in (tmp_path / "run/logs/quickstart").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_parts_of_checkpoints_on_disks_of_their_own_are_refused(tmp_path: Path, tiny_ladder: Path) -> None:
+    fit = (*BASE, *SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["fsdp2"], *TWO_NODES)
+    port = free_port()
+    commands = [
+        torchrun(node, port, "-m", "observe_r1", *fit, "--trainer.callbacks+=scripted.Impatient") for node in (0, 1)
+    ]
+    for output in run_both([tmp_path / "one", tmp_path / "other"], commands):
+        assert "Some node does not see the checkpoints of the first one in " in output, output[-4000:]
+    assert not [path for path in tmp_path.rglob("*.ckpt*")]
 
 
 @pytest.mark.slow
@@ -106,11 +121,11 @@ def test_tasks_of_slurm_end_at_a_signal_and_continue_exactly(launched: Run, tmp_
     directory = tmp_path / "run"
     port = free_port()
     variables = [srun_variables(task, port) for task in (0, 1)]
-    first, second = run_both(directory, [command] * 2, variables)
+    first, second = run_both([directory] * 2, [command] * 2, variables)
     assert first.endswith(f"\n{EXIT_CODE}"), first[-4000:]
     assert second.endswith(f"\n{EXIT_CODE}"), second[-4000:]
     assert "Ended by a signal to another rank after step 3" in first
     assert torch.load(directory / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
-    for output in run_both(directory, [command] * 2, variables):
+    for output in run_both([directory] * 2, [command] * 2, variables):
         assert output.endswith("\n0"), output[-4000:]
     assert same_weights(torch.load(directory / "weights.pt"), launched.weights)
