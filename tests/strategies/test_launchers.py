@@ -1,4 +1,7 @@
-"""Ranks on "two nodes" of one machine: torchrun's agents, and tasks that see what srun would tell them."""
+"""Ranks on "two nodes" of one machine: torchrun's agents, and tasks that see what srun would tell them.
+
+Runs what docs/multi_node.md describes, as far as one machine can.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def test_parts_of_checkpoints_on_disks_of_their_own_are_refused(tmp_path: Path, 
     ]
     for output in run_both([tmp_path / "one", tmp_path / "other"], commands):
         assert "Some node does not see the checkpoints of the first one in " in output, output[-4000:]
-    assert not [path for path in tmp_path.rglob("*.ckpt*")]
+    assert not list(tmp_path.rglob("*.ckpt*"))
 
 
 @pytest.mark.slow
