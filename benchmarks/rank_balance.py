@@ -1,11 +1,13 @@
 """What it gains that groups travel to the rank that trains them: `updates.balance_ranks` against each rank its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/rank_balance.py [--rounds 5] [--rollouts 6] [--out FILE]
+    OMP_NUM_THREADS=1 python benchmarks/rank_balance.py [--rounds 3] [--rollouts 4] [--out FILE]
 
 By cost, for several numbers of ranks: rollouts of ragged lengths are dealt out both ways, and the share of the time
 that ranks wait at micro-batches follows from the costs alone. By time, on two processes (two cores): the quick start
 with scripted completions of the same kind of lengths; a round trains with each strategy both ways, one after the other,
-and the ratio is of the seconds from the sampled rollout to its last optimizer step, the exchange included.
+and what is compared are the seconds from a sampled rollout to its last optimizer step, exchange and reference pass
+included: by the clock, and as CPU time of the busiest rank between two points where ranks wait for each other, which is
+what the step would take on cores that nobody else uses.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import torch
@@ -63,21 +65,24 @@ class EvenLength(CorrectnessReward):
 
 class Stamps(L.Callback):
     def __init__(self):
-        self.sampled, self.ended, self.moved = [], [], 0
+        self.rollouts, self.moved = [], 0
+
+    def now(self):
+        return [time.perf_counter(), time.process_time()]
 
     def on_rollout_start(self, trainer, module):
-        self.sampled.append(time.perf_counter())
+        self.rollouts.append([self.now()])
 
     def on_rollout_end(self, trainer, module, experience):
         self.moved += len(experience.received)
+        self.rollouts[-1].append(self.now())
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, number):
-        if batch.content.last_of_step:
-            self.ended.append(time.perf_counter())
+    def on_train_batch_end(self, *_):
+        self.rollouts[-1].append(self.now())
 
     def on_train_end(self, trainer, module):
-        times = {{"sampled": self.sampled, "ended": self.ended, "moved": self.moved}}
-        Path(f"times{{trainer.global_rank}}.json").write_text(json.dumps(times))
+        noted = {{"rollouts": self.rollouts, "moved": self.moved}}
+        Path(f"noted{{trainer.global_rank}}.json").write_text(json.dumps(noted))
 """
 
 
@@ -149,7 +154,7 @@ def number(plan: RankPlan, group: int, world: int) -> int:
 
 
 def train(directory: Path, strategy: str, balanced: bool, rollouts: int, ladder: Path) -> Result:
-    """Seconds per rollout without its sampling, of one training."""
+    """Seconds per rollout of one training, without sampling."""
     directory.mkdir()
     (directory / "lognormal.py").write_text(SCRIPTED)
     options = [
@@ -168,21 +173,32 @@ def train(directory: Path, strategy: str, balanced: bool, rollouts: int, ladder:
         "--model.rewards=null",
         "--model.rewards={even: lognormal.EvenLength}",
         f"--model.updates={{steps_per_rollout: 1, balance_ranks: {str(balanced).lower()}}}",
+        "--data.prompts_per_rollout=16",
         f"--data.directory={ladder}",
     ]
     subprocess.run(
         [sys.executable, "-m", "observe_r1", "fit", *options], cwd=directory, check=True, capture_output=True
     )
-    noted = [json.loads((directory / f"times{rank}.json").read_text()) for rank in (0, 1)]
-    seconds = [end - start for start, end in zip(noted[0]["sampled"], noted[0]["ended"], strict=True)]
-    # the first rollout has the self-check in it
-    return {"seconds_per_rollout": statistics.fmean(seconds[1:]), "moved": sum(times["moved"] for times in noted)}
+    noted = [json.loads((directory / f"noted{rank}.json").read_text()) for rank in (0, 1)]
+    wall, busy = [], []
+    for stamps in zip(*(ranks["rollouts"][1:] for ranks in noted), strict=True):  # the first has the self-check in it
+        wall.append(stamps[0][-1][0] - stamps[0][0][0])
+        cpu = [[later[1] - earlier[1] for earlier, later in pairwise(of_rank)] for of_rank in stamps]
+        passes, micro_batches = [of_rank[0] for of_rank in cpu], [of_rank[1:] for of_rank in cpu]
+        # DDP waits at the end of a step, sharded strategies in every micro-batch
+        rows = [list(map(sum, micro_batches))] if strategy == "ddp" else list(zip(*micro_batches, strict=True))
+        busy.append(max(passes) + sum(map(max, rows)))
+    return {
+        "wall_seconds": statistics.fmean(wall),
+        "busy_seconds": statistics.fmean(busy),
+        "moved": sum(ranks["moved"] for ranks in noted),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rollouts", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rollouts", type=int, default=4)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = [{"benchmark": "rank_balance", **machine(torch.get_num_threads(), PACKAGES)}]
@@ -199,11 +215,11 @@ def main() -> None:
             rounds.append(results)
             lines.append({"round": results})
     for strategy in ("ddp", "fsdp2"):
-        own, balanced = ([r[f"{strategy}_{way}"]["seconds_per_rollout"] for r in rounds] for way in ("own", "balanced"))
-        ratios = [a / b for a, b in zip(own, balanced, strict=True)]
-        lines.append(
-            Ratio(f"own / balanced, seconds per rollout without sampling, {strategy}", ratios, 1.0).to_document()
-        )
+        for kind in ("busy", "wall"):
+            own, balanced = ([r[f"{strategy}_{way}"][f"{kind}_seconds"] for r in rounds] for way in ("own", "balanced"))
+            ratios = [a / b for a, b in zip(own, balanced, strict=True)]
+            name = f"own / balanced, {kind} seconds per rollout without sampling, {strategy}"
+            lines.append(Ratio(name, ratios, 1.0).to_document())
     publish(lines, arguments.out)
 
 

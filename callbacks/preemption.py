@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -32,9 +33,11 @@ class Preemption(L.Callback):
         self.received: signal.Signals | None = None
         self.handlers: dict[signal.Signals, Any] = {}
         self.run_directory: str | None = None
+        self.speaks = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.speaks = trainer.is_global_zero
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -43,6 +46,8 @@ class Preemption(L.Callback):
     def note(self, number: int, frame: Any) -> None:
         """The handler: what the signal asks for has to wait until all ranks can do it."""
         self.received = signal.Signals(number)
+        if self.speaks:  # not through Python's streams, which the handler may have interrupted
+            os.write(2, f"\n{self.received.name}: the training ends after the next optimizer step\n".encode())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Sealed[MicroBatch], batch_idx: int
