@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from observe_r1.callbacks.lost_ranks import LostRanks
+from observe_r1.callbacks.preemption import Preemption
+from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.module import ObserveR1
 
@@ -29,7 +31,7 @@ class ObserveR1CLI(LightningCLI):
             NeuraLadderDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": LostRanks()},
+            trainer_defaults={"callbacks": [LostRanks(), Preemption(), SharedCheckpoints()]},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": DESCRIPTION},
             **options,

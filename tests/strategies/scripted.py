@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import time
@@ -88,6 +89,27 @@ class FinalWeights(L.Callback):
             torch.save(named, "weights.pt")
 
 
+class Dealt(L.Callback):
+    """Writes, for every rollout, the samples that a rank holds, and the completions that it trains."""
+
+    def __init__(self) -> None:
+        self.rollouts = []
+
+    def on_rollout_end(self, trainer, module, experience):
+        positions = [group.prompt.prompt.position for group in experience.trained_groups]
+        trained = [
+            [positions[g], c]
+            for step in experience.steps
+            for index, assignment in enumerate(step.micro_batches)
+            if index not in step.fillers
+            for g, completions in assignment
+            for c in completions
+        ]
+        sampled = len(experience.groups)
+        self.rollouts.append({"sampled": positions[:sampled], "received": positions[sampled:], "trained": trained})
+        Path(f"dealt{trainer.global_rank}.json").write_text(json.dumps(self.rollouts))
+
+
 class FullDisk(L.Callback):
     """Lets the save of one optimizer step die when its parts are written and its last file is not, once."""
 
@@ -105,6 +127,28 @@ class FullDisk(L.Callback):
                 save(content, file, *arguments, **options)
 
             torch.save = die
+
+
+class Signalled(L.Callback):
+    """Sends one rank a signal in an optimizer step, once: in its first micro-batch."""
+
+    def __init__(self, rank: int, step: int, number: str) -> None:
+        self.rank, self.step, self.number = rank, step, signal.Signals[number]
+
+    def on_train_batch_start(self, trainer, module, *_):
+        at_step = trainer.global_step == self.step - 1 and trainer.global_rank == self.rank
+        if at_step and not Path("signalled").exists():
+            Path("signalled").touch()
+            os.kill(os.getpid(), self.number)
+
+
+class Impatient(L.Callback):
+    """Does not give a network file system its time."""
+
+    def setup(self, trainer, module, stage):
+        from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
+
+        SharedCheckpoints.patience = 0.0
 
 
 class LostRank(L.Callback):
