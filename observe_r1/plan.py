@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -111,9 +112,8 @@ def read_strategy(configured: Any, ranks: int) -> Spread:
         entry = StrategyRegistry[configured]
         strategy, chosen = entry["strategy"], dict(entry["init_params"])
     else:
-        from jsonargparse.typing import import_object
-
-        strategy, chosen = import_object(configured["class_path"]), dict(configured.get("init_args") or {})
+        module, _, name = configured["class_path"].rpartition(".")
+        strategy, chosen = getattr(import_module(module), name), dict(configured.get("init_args") or {})
     if issubclass(strategy, FSDP2):
         return Spread("fsdp2", ranks, int(chosen.get("ranks_per_replica") or 0))
     if issubclass(strategy, DeepSpeedStrategy):

@@ -75,4 +75,6 @@ class PlanOptions:
             if value is not None and value < 1:
                 raise ValueError(f"plan.{name} is {value}, but it must be at least 1.")
         if self.images < 0 or self.text_tokens < 1:
-            raise ValueError(f"plan.images is {self.images} and plan.text_tokens {self.text_tokens}: use 0 and 1 or more.")
+            raise ValueError(
+                f"plan.images is {self.images} and plan.text_tokens {self.text_tokens}: use 0 and 1 or more."
+            )

@@ -55,7 +55,9 @@ class Plan:
         too_large = [phase.name for phase in self.memory.phases if phase.total > self.memory.available]
         resident = self.memory.phases[-1]
         if "sampling" in too_large and isinstance(setup.engine, VLLMLocalRollout):
-            found.append("A smaller model.rollout.init_args.gpu_memory_utilization: vLLM takes its share beside the rest.")
+            found.append(
+                "A smaller model.rollout.init_args.gpu_memory_utilization: vLLM takes its share beside the rest."
+            )
         elif "sampling" in too_large:
             found.append(
                 "Sampling: a smaller model.rollout.init_args.sequences_per_batch or max_new_tokens, or vLLM "
@@ -63,9 +65,7 @@ class Plan:
             )
         if any(name != "sampling" for name in too_large):
             found.append(
-                advice(
-                    setup.micro_batches, setup.policy.gradient_checkpointing, setup.sampling.max_new_tokens
-                )
+                advice(setup.micro_batches, setup.policy.gradient_checkpointing, setup.sampling.max_new_tokens)
             )
         if resident.total > self.memory.available and spread.kind in ("single", "ddp", "zero1", "zero2"):
             found.append(

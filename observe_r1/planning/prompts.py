@@ -61,7 +61,7 @@ def planned_prompt(
     Raises:
         ValueError: The images alone are too much, so such a sample would be skipped.
     """
-    tower = getattr(config, "vision_config", None)
+    tower: Any = getattr(config, "vision_config", None)
     images = 0 if tower is None else plan.images
     placeholders, vision = torch.zeros(0, dtype=torch.long), None
     if images:

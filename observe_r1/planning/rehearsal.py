@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,10 +154,8 @@ class Rehearsal:
             with self.memory.part(DECODING):
                 logits = decoder.step(torch.full((len(logits),), 7))
                 distribution = sampling_logprobs(logits, policy.forbidden(logits.device), 1.0)
-                try:
+                with suppress(DataDependentOutputException):  # it has made all it makes, and looks at the numbers
                     choose(distribution, torch.zeros(len(logits), dtype=torch.float64), self.setup.sampling.top_p)
-                except DataDependentOutputException:
-                    pass  # it has made all that it makes, and asks whether the numbers are finite
 
     def optimizer(self, parameters: list[nn.Parameter] | None, on_gpu: bool) -> tuple[int, int]:
         """Bytes that the configured optimizer keeps, and that its step takes beside them.
@@ -222,13 +220,15 @@ class Rehearsal:
             self.memory.start_anew()
             yield parts
         found = {
-            name: size for name, size in self.memory.at_peak.items() if name not in (WEIGHTS, GRADIENTS, "other") and size
+            name: size
+            for name, size in self.memory.at_peak.items()
+            if name not in (WEIGHTS, GRADIENTS, "other") and size
         }
         parts.update(found)
 
     def _merge_windows(self, prompt: EncodedPrompt) -> None:
         """One window for an image: what attention keeps grows with tokens, not with windows, and hundreds take time."""
-        tower = getattr(self.policy.transformer.model, "visual", None)
+        tower: Any = getattr(self.policy.transformer.model, "visual", None)
         if prompt.vision is None or not hasattr(tower, "window_size"):
             return
         tower.window_size = max(tower.config.window_size, int(prompt.vision.image_grid_thw.max()) * tower.patch_size)

@@ -120,9 +120,8 @@ def _sampling(
         for batch in setup.engine.batches([prompt] * setup.prompts_per_rank, size):
             sequences = len(batch) * size
             steps = _longest_of(sequences, mean, longest)
-            prompts = len(batch) * tokens * steps
-            seconds += steps * step + cached * (prompts + sequences * mean**2) / rate
-        return seconds
+            seconds += steps * step + cached * (len(batch) * tokens * steps + sequences * mean**2) / rate
+        return float(seconds)
     engines, share = 1, 0.0
     prompts = setup.prompts_per_rank
     if isinstance(setup.engine, VLLMServerRollout):
@@ -134,7 +133,7 @@ def _sampling(
     at_once = max(min(sequences, assumptions.sequences_per_engine, room / (cached * (tokens / size + mean))), 1.0)
     steps = max(sequences * mean / at_once, _longest_of(at_once, mean, longest))
     step = assumptions.seconds_per_step_vllm + (weights + at_once * cached * (tokens / size + mean)) / rate
-    return prompts / engines * read + steps * step
+    return float(prompts / engines * read + steps * step)
 
 
 def _longest_of(sequences: float, mean: int, longest: int) -> float:

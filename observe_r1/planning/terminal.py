@@ -17,7 +17,6 @@ from observe_r1.planning.memory import (
     MASTER,
     REFERENCE,
     RESERVED,
-    STEP,
     MemoryPlan,
     Phase,
 )
@@ -63,7 +62,8 @@ def _subject(plan: Plan) -> Table:
     offload = " with offload" if spread.offload_optimizer or spread.offload_parameters else ""
     table.add_row(
         "devices",
-        f"{ranks} × {plan.device.name} of {plan.device.memory / GIB:.1f} GiB, {spread.kind}{offload}, {setup.precision}",
+        f"{ranks} × {plan.device.name} of {plan.device.memory / GIB:.1f} GiB, {spread.kind}{offload}, "
+        f"{setup.precision}",
     )
     engine = "the model itself" if isinstance(setup.engine, HFRollout) else type(setup.engine).__name__
     table.add_row(
@@ -74,8 +74,8 @@ def _subject(plan: Plan) -> Table:
     groups = len(batch.slices)
     table.add_row(
         "micro-batch",
-        f"{groups} prompt{'s' * (groups > 1)} with {len(batch.lengths)} completion{'s' * (len(batch.lengths) > 1)}: the "
-        f"dearest of {setup.updates.steps_per_rollout} × {setup.micro_batches} on each rank",
+        f"{groups} prompt{'s' * (groups > 1)} with {len(batch.lengths)} completion{'s' * (len(batch.lengths) > 1)}: "
+        f"the dearest of {setup.updates.steps_per_rollout} × {setup.micro_batches} on each rank",
     )
     return table
 
@@ -166,9 +166,7 @@ def _verdict(plan: Plan, framed: bool) -> RenderableType:
         found.append(Text(f"Offloaded to the CPU: {_gib(memory.host)} GiB for each rank."))
     if plan.seconds.warnings:
         found.append(Text(f"Not in the seconds: {'; '.join(plan.seconds.warnings)}.", "dim" if framed else ""))
-    found.append(
-        Text("What is counted and assumed: docs/planning.md, plan.assumptions.", "dim" if framed else "")
-    )
+    found.append(Text("What is counted and assumed: docs/planning.md, plan.assumptions.", "dim" if framed else ""))
     together = Group(*found)
     return Panel(together, border_style="green" if memory.fits else "red") if framed else together
 
