@@ -63,6 +63,21 @@ def serve(arguments: Sequence[str]) -> None:
         sys.exit(f"observe-r1 serve: {error}")
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """`observe-r1 plan --config ...`: memory and time of a training; exit code 1 where it does not fit."""
+    from observe_r1.lightning_cli import quiet_lightning
+    from observe_r1.plan import PlanCLI, plan
+
+    quiet_lightning()
+    sys.argv[1:] = arguments
+    cli = PlanCLI(run=False)
+    try:
+        made = plan(cli.model, cli.datamodule, cli.trainer_options, cli.config_init.plan)
+    except ValueError as error:
+        sys.exit(f"observe-r1 plan: {error}")
+    sys.exit(made.exit_code)
+
+
 def _run(name: str, command: Any, arguments: Sequence[str], as_positional: bool = True) -> None:
     """Runs what the arguments ask for; the exit code is that of its result, 0 where it has none."""
     from jsonargparse import auto_cli
@@ -80,4 +95,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "score": score,
     "export": export,
     "serve": serve,
+    "plan": plan,
 }
