@@ -1,0 +1,45 @@
+"""How callbacks write to the terminal: with colours where there is one, in plain whole lines where there is none."""
+
+from __future__ import annotations
+
+import lightning as L
+from rich import get_console
+from rich.console import RenderableType
+
+from observe_r1.module import ObserveR1
+
+
+def say(*lines: RenderableType) -> None:
+    """Prints lines above a progress bar, if there is one."""
+    console = get_console()  # Lightning's bar draws on the same
+    for line in lines:
+        # what is piped into a file is not cut to the width of a terminal that nobody has
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def duration(seconds: float) -> str:
+    """Such as `2:05`, or `1:02:05`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def figures_that_matter(trainer: L.Trainer, module: ObserveR1) -> dict[str, str]:
+    """Of the last rollout and the last step; what is not known yet is left out."""
+    logged, rollout = trainer.callback_metrics, module.rollout_figures
+    found = {
+        "reward": (rollout.get("rollout/reward"), "{:.2f}"),
+        "pass": (rollout.get("rollout/pass_rate"), "{:.0%}"),
+        "length": (rollout.get("rollout/length"), "{:.0f}"),
+        "KL": (logged.get("train/kl"), "{:.2g}"),
+        "held-out": (module.validation_figures.get("pass_rate"), "{:.0%}"),
+    }
+    return {name: form.format(float(value)) for name, (value, form) in found.items() if value is not None}
+
+
+def optimizer_steps(trainer: L.Trainer) -> int | None:
+    """Of the whole run; None where it has no end."""
+    micro_batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if epochs is not None and epochs >= 0 and micro_batches != float("inf"):
+        limits.append(epochs * -(-int(micro_batches) // trainer.accumulate_grad_batches))
+    return min(limits, default=None)
