@@ -1,6 +1,6 @@
 """Makes the quick start sick on purpose, in the ways that the callback Health knows, and draws what one sees.
 
-    python benchmarks/sick_runs.py RUNS [--only healthy reward_hacking ...] [--images docs/images] [--series tests/health/series]
+    python benchmarks/sick_runs.py RUNS [--only NAME ...] [--images docs/images] [--series tests/health/series]
 
 A run leaves RUNS/NAME/figures.jsonl, every figure that the rules of health read, in order. Finished runs are not run
 again. `--images` draws docs/images/health_*.png, `--series` copies the figures for the tests, which replay them.

@@ -21,7 +21,10 @@ from observe_r1.health.samples import FAILURES, SamplerMismatch, SkippedSamples,
 from observe_r1.health.watch import Event, Watch
 from observe_r1.module import ObserveR1
 
-STEP_FIGURES = ("loss", "gradient_norm", "kl", "entropy", "sampler_mismatch", "log_ratio", "clip_fraction")
+STEP_FIGURES = tuple(
+    f"train/{name}"
+    for name in ("loss", "gradient_norm", "kl", "entropy", "sampler_mismatch", "log_ratio", "clip_fraction")
+)
 NOT_BAD = ("fewer_than_ranks", "other_ranks_have_none")  # samples that are left out, but could be used
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,8 @@ class Health(L.Callback):
     """Warns of sick patterns by name, once each, with the figures and advice; and says when they are over.
 
     Every `observe-r1 fit` has it. What it does then is `model.on_sick`; `--health.RULE=null` leaves out a rule and
-    `--health.RULE.OPTION=...` changes it. docs/curves.md shows what the sicknesses look like. Warnings go to the terminal,
-    the log of this module, TensorBoard (text, and `health/RULE` with 1 while it lasts) and `summary.json`.
+    `--health.RULE.OPTION=...` changes it. docs/curves.md shows what the sicknesses look like. Warnings go to the
+    terminal, the log of this module, TensorBoard (text, and `health/RULE` with 1 while it lasts) and `summary.json`.
 
     All figures are of all ranks, so all ranks come to the same conclusion at the same time.
 
@@ -100,9 +103,7 @@ class Health(L.Callback):
             return
         self._last_step = trainer.global_step
         logged = trainer.callback_metrics
-        figures = {
-            f"train/{name}": float(logged[f"train/{name}"]) for name in STEP_FIGURES if f"train/{name}" in logged
-        }
+        figures = {name: float(logged[name]) for name in STEP_FIGURES if name in logged}
         if trainer.precision == "16-mixed" and not math.isfinite(figures.get("train/gradient_norm", 0.0)):
             del figures["train/gradient_norm"]  # how the loss scale is found: such steps are left out
         self._observe(trainer, pl_module, figures)

@@ -143,7 +143,8 @@ class LengthCollapse(Rule):
         super().__post_init__()
         if not 0 < self.below <= self.well_above:
             raise ValueError(
-                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ well_above."
+                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ "
+                "well_above."
             )
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:

@@ -22,8 +22,8 @@ class KLBlowUp(Limit):
 
     name: ClassVar[str] = "kl_blow_up"
     advice: ClassVar[str] = (
-        "Lower the learning rate (model.optimizer.lr; half or a tenth), raise model.kl.coefficient, lengthen the warm-up, and "
-        "go on from a checkpoint before it. What the policy knew before the training is being lost."
+        "Lower the learning rate (model.optimizer.lr; half or a tenth), raise model.kl.coefficient, lengthen the "
+        "warm-up, and go on from a checkpoint before it. What the policy knew before the training is being lost."
     )
     above: float = 1.0
     well_below: float = 0.5
@@ -49,8 +49,8 @@ class EntropyCollapse(Rule):
 
     name: ClassVar[str] = "entropy_collapse"
     advice: ClassVar[str] = (
-        "Nothing is tried out any more, so nothing more will be learned. Raise model.objective.epsilon_high (0.28 as in DAPO), "
-        "lower the learning rate, or raise model.kl.coefficient; model.filtering.zero_variance: refill keeps groups "
+        "Nothing is tried out any more, so nothing more will be learned. Raise model.objective.epsilon_high (0.28 as "
+        "in DAPO), lower the learning rate, or raise model.kl.coefficient; model.filtering.zero_variance: refill keeps groups "
         "that still differ."
     )
     below: float = 0.1
@@ -62,7 +62,8 @@ class EntropyCollapse(Rule):
         super().__post_init__()
         if not 0 < self.below <= self.well_above:
             raise ValueError(
-                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ well_above."
+                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ "
+                "well_above."
             )
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:

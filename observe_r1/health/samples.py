@@ -1,4 +1,4 @@
-"""What goes wrong around the policy: questions that teach nothing, a sampler that is another policy, a judge that fails."""
+"""What goes wrong around the policy: questions that teach nothing, another policy that samples, a judge that fails."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class VerificationFailing(Limit):
 
     name: ClassVar[str] = "verification_failing"
     advice: ClassVar[str] = (
-        "`observe-r1 audit LADDER` finds the golds that cannot be judged. For time-outs raise timeout_seconds and workers of "
-        "observe_r1.rewards.AccuracyReward, for memory memory_bytes."
+        "`observe-r1 audit LADDER` finds the golds that cannot be judged. For time-outs raise timeout_seconds and "
+        "workers of observe_r1.rewards.AccuracyReward, for memory memory_bytes."
     )
     above: float = 0.05
     well_below: float = 0.02
