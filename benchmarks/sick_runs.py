@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from observe_r1.answers import Gold, answer_content
 from observe_r1.experience import Completion, EncodedPrompt, Prompt
 from observe_r1.health.rule import Figures, Memory, Reading, Rule
 from observe_r1.policy import Policy
@@ -34,10 +35,10 @@ from observe_r1.rollout import HFRollout, SamplingOptions
 
 
 class Keyword(Reward):
-    """Pays for a word, whatever was asked."""
+    """Pays for an answer with a 3 in it, whatever was asked."""
 
     def score(self, prompt: Prompt, completion: Completion) -> float:
-        return float("red" in completion.text)
+        return float("3" in (answer_content(completion.text) or ""))
 
 
 class Brevity(Reward):
@@ -113,23 +114,25 @@ def reward(name: str, weight: float) -> str:
     return f"model.rewards.{name}={{class_path: {class_path}, init_args: {{weight: {weight}}}}}"
 
 
+# without the dynamic weight, which takes the gradient from questions that are never right: hacks would stop halfway
+UNBRIDLED = ("model.advantage.dynamic_weight=null", "model.optimizer.lr=6e-4", "trainer.max_steps=64")
 CORRECT = ("rollout/pass_rate", "val/pass_rate")
 VARIANTS = {
     "healthy": Variant(shown=("rollout/reward", *CORRECT, "rollout/length", "train/kl", "train/entropy")),
     "healthy_seed_1": Variant(("seed_everything=1",)),
     "healthy_seed_2": Variant(("seed_everything=2",)),
     "reward_hacking": Variant(
-        (reward("keyword", 3.0),),
+        (reward("keyword", 3.0), *UNBRIDLED),
         "reward_hacking",
-        ("rollout/reward", "reward/keyword", "rollout/pass_rate", "val/pass_rate", "rollout/repeated", "train/kl"),
+        ("rollout/reward", "reward/keyword", "rollout/pass_rate", "val/pass_rate", "rollout/repeated", "train/entropy"),
     ),
     "length_collapse": Variant(
-        (reward("brevity", 4.0),),
+        (reward("brevity", 4.0), *UNBRIDLED),
         "length_collapse",
-        ("rollout/length", "reward/brevity", "reward/format", "rollout/pass_rate", "val/pass_rate", "train/entropy"),
+        ("rollout/length", "reward/brevity", "reward/format", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),
     "length_explosion": Variant(
-        (reward("length", 6.0),),
+        (reward("length", 6.0), *UNBRIDLED),
         "length_explosion",
         ("rollout/length", "rollout/truncated", "reward/length", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),
@@ -138,15 +141,14 @@ VARIANTS = {
         "kl_blow_up",
         ("train/kl", "train/entropy", "train/gradient_norm", "rollout/pass_rate", "val/pass_rate", "train/log_ratio"),
     ),
-    "entropy_collapse": Variant(
-        ("model.optimizer.lr=2e-3", "model.kl.coefficient=0.0", "model.advantage.dynamic_weight=null"),
-        "entropy_collapse",
-        ("train/entropy", "rollout/wasted_groups", "rollout/repeated", *CORRECT, "rollout/length"),
-    ),
     "zero_advantages": Variant(
-        ("data.class_path=observe_r1.datamodules.NeuraLadderDataModule", "data.ladder={unteachable}"),
+        (
+            "data.class_path=observe_r1.datamodules.NeuraLadderDataModule",
+            "data.ladder={wrong_golds}",
+            "trainer.max_steps=24",
+        ),
         "zero_advantages",
-        ("rollout/wasted_groups", *CORRECT, "rollout/dynamic_weight", "train/gradient_norm", "train/entropy"),
+        ("rollout/wasted_groups", *CORRECT, "rollout/dynamic_weight", "train/gradient_norm", "rollout/reward"),
     ),
     "sampler_mismatch": Variant(
         ("model.rollout=sick_runs.StaleRollout",),
@@ -169,7 +171,8 @@ def run(runs: Path, name: str, settings: Iterable[str]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     figures.unlink(missing_ok=True)
     used = [
-        setting.format(unteachable=unteachable_ladder(runs)) if "{unt" in setting else setting for setting in settings
+        setting.replace("{wrong_golds}", str(ladder_of_wrong_golds(runs))) if "{wrong_golds}" in setting else setting
+        for setting in settings
     ]
     places = [f"data.ladder={ladder}", f"data.held_out={ladder / 'held_out'}"]
     if not any(setting.startswith("data.class_path") for setting in used):
@@ -193,17 +196,16 @@ def is_set(place: str, settings: Iterable[str]) -> bool:
     return any(setting.partition("=")[0] == place.partition("=")[0] for setting in settings)
 
 
-def unteachable_ladder(runs: Path) -> Path:
-    """The questions of the quick start that its policy always or never answers."""
+def ladder_of_wrong_golds(runs: Path) -> Path:
+    """Questions of the quick start with golds from a wrong column: nobody can answer them."""
     from observe_r1.ladder.reader import LadderDataset
     from observe_r1.ladder.shards import write_ladder
 
-    target = (runs / "unteachable").resolve()
+    target = (runs / "wrong_golds").resolve()
     if not target.exists():
         ladder = LadderDataset(runs / "ladder")
-        chosen = [number for number, difficulty in enumerate(ladder.difficulties) if difficulty in (0.0, 1.0)]
-        prompts = [prompt for prompt in (ladder[number] for number in chosen) if isinstance(prompt, Prompt)]
-        write_ladder(prompts, target)
+        prompts = [prompt for prompt in (ladder[number] for number in range(512)) if isinstance(prompt, Prompt)]
+        write_ladder([replace(prompt, gold=Gold(prompt.id)) for prompt in prompts], target)
     return target
 
 

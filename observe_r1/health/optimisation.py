@@ -50,8 +50,8 @@ class EntropyCollapse(Rule):
     name: ClassVar[str] = "entropy_collapse"
     advice: ClassVar[str] = (
         "Nothing is tried out any more, so nothing more will be learned. Raise model.objective.epsilon_high (0.28 as "
-        "in DAPO), lower the learning rate, or raise model.kl.coefficient; model.filtering.zero_variance: refill keeps groups "
-        "that still differ."
+        "in DAPO), lower the learning rate, or raise model.kl.coefficient; model.filtering.zero_variance: refill "
+        "keeps groups that still differ."
     )
     below: float = 0.1
     well_above: float = 0.2
