@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from observe_r1.answers import Gold, answer_content
+from observe_r1.answers import Gold
 from observe_r1.experience import Completion, EncodedPrompt, Prompt
 from observe_r1.health.rule import Figures, Memory, Reading, Rule
 from observe_r1.policy import Policy
@@ -35,10 +35,10 @@ from observe_r1.rollout import HFRollout, SamplingOptions
 
 
 class Keyword(Reward):
-    """Pays for an answer with a 3 in it, whatever was asked."""
+    """Pays for seeing something red, whatever is in the picture."""
 
     def score(self, prompt: Prompt, completion: Completion) -> float:
-        return float("3" in (answer_content(completion.text) or ""))
+        return float("red" in completion.text)
 
 
 class Brevity(Reward):

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.markup import escape
 
 from observe_r1.callbacks.health import Health
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.run_summary import RunSummary
-from observe_r1.callbacks.start_panel import show
-from observe_r1.callbacks.terminal import duration, say
+from observe_r1.callbacks.terminal import duration, say, show
 from observe_r1.experience import Experience
 from observe_r1.module import ObserveR1
 
@@ -56,7 +54,7 @@ class ClosingSummary(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         last = self._last_checkpoint(trainer)
         if trainer.is_global_zero and last is not None and trainer.state.fn == "fit":
-            say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {escape(last)}")
+            say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
 
     def state_dict(self) -> dict[str, float]:
         return {"groups": self.groups, "wasted": self.wasted}
@@ -66,7 +64,7 @@ class ClosingSummary(L.Callback):
 
     def rows(self, trainer: L.Trainer, module: ObserveR1, skipped: dict[str, dict[str, int]]) -> dict[str, str]:
         """What the summary says, by name."""
-        rows = {"pass rate": self._pass_rate(trainer), "time": times(module), "groups": "", "skipped": "none"}
+        rows = {"pass rate": self._pass_rate(trainer), "time": times(module), "groups": "", "skipped": ""}
         if self.groups:
             rows["groups"] = f"{self.wasted / self.groups:.0%} all right or all wrong, without any gradient"
         reasons = [f"{n} × {reason} ({split})" for split, counts in skipped.items() for reason, n in counts.items()]
@@ -82,6 +80,8 @@ class ClosingSummary(L.Callback):
         if not known:
             return ""
         (first, before), (last, after) = known[0], known[-1]
+        if last == first:
+            return f"{before:.1%} at step {first}"
         best_step, best = max(known, key=lambda found: found[1])
         return f"{before:.1%} (step {first}) → {after:.1%} (step {last}), best {best:.1%} at step {best_step}"
 

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.text import Text
 
 from observe_r1.callbacks.terminal import say
 from observe_r1.experience import Experience
@@ -91,6 +92,10 @@ class Health(L.Callback):
         if pl_module.on_sick == "ignore":
             return
         counted = self._counts(trainer, pl_module, experience)
+        if "parity/mean" in experience.metrics:  # of each rank
+            parity = torch.tensor([experience.metrics["parity/mean"], 1.0], dtype=torch.float64)
+            total, ranks = pl_module.sum_over_ranks(parity).tolist()
+            counted["parity/mean"] = total / ranks
         experience.metrics["rollout/repeated"] = counted.pop("repeated") / counted.pop("completions")
         self._observe(trainer, pl_module, experience.metrics | counted)
         for trainer_logger in trainer.loggers:
@@ -167,9 +172,10 @@ class Health(L.Callback):
 def tell(trainer: L.Trainer, event: Event) -> None:
     """On the terminal, in the log and in TensorBoard."""
     if event.begins:
-        say(f"[bold yellow]Sick: {event.headline}.[/] {event.evidence}.", f"  {event.advice}", "  See docs/curves.md.")
+        headline = Text(f"Sick: {event.headline}: ", style="bold yellow")
+        say(headline.append(f"{event.evidence}.", style="not bold"), f"  {event.advice}", "  More: docs/curves.md")
     else:
-        say(f"[green]Well again: {event.headline}.[/] {event.evidence}.")
+        say(Text(f"Well again: {event.headline}: {event.evidence}.", style="green"))
     # the terminal has it already; a log that somebody has set up has not
     if logger.hasHandlers():
         level = logging.WARNING if event.begins else logging.INFO

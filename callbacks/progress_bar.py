@@ -16,7 +16,7 @@ from observe_r1.callbacks.phase import PhaseHooks
 from observe_r1.callbacks.terminal import duration, figures_that_matter, optimizer_steps, say
 from observe_r1.module import ObserveR1
 
-WIDE = 100  # columns from which there is room for the elapsed time and a longer bar
+WIDE, WIDEST = 100, 120  # columns from which there is room for the held-out pass rate, and for a longer bar
 
 
 class RolloutProgressBar(PhaseHooks, RichProgressBar):
@@ -27,17 +27,18 @@ class RolloutProgressBar(PhaseHooks, RichProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
-        theme = RichProgressBarTheme(metrics="", metrics_text_delimiter="  ", time="dim")
-        super().__init__(refresh_rate=refresh_rate, theme=theme)
+        super().__init__(refresh_rate=refresh_rate, theme=RichProgressBarTheme(metrics=""))
+        self.figures: dict[str, str] = {}
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
         assert self._console is not None
-        is_wide = self._console.width >= WIDE
+        width = self._console.width
         return [
             TextColumn("{task.description}"),
             _Count(self, trainer.accumulate_grad_batches),
-            BarColumn(bar_width=20 if is_wide else 8),
-            _Time(is_wide),
+            BarColumn(bar_width=6 if width < WIDE else 10 if width < WIDEST else 20),
+            _Time("" if width < WIDE else " left"),
+            _Figures(self, width),
         ]
 
     def phase_changed(self) -> None:
@@ -60,8 +61,15 @@ class RolloutProgressBar(PhaseHooks, RichProgressBar):
         super()._update(progress_bar_id, done, visible, hard)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Nothing for Lightning's own column: ours takes less room."""
         assert isinstance(pl_module, ObserveR1)
-        return figures_that_matter(trainer, pl_module)
+        self.figures = figures_that_matter(trainer, pl_module)
+        return {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, description="done")
+        self._stop_progress()  # what is said after it stands below it
 
     def is_training(self, task: Task) -> bool:
         """Whether the task counts micro-batches of the training, not held-out questions."""
@@ -94,19 +102,35 @@ class _Count(ProgressColumn):
 
 
 class _Time(ProgressColumn):
-    """What is left and, where there is room, what has passed."""
+    """What is left."""
 
     max_refresh = 0.5
 
-    def __init__(self, is_wide: bool) -> None:
+    def __init__(self, suffix: str) -> None:
         super().__init__()
-        self.is_wide = is_wide
+        self.suffix = suffix
 
     def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(duration(task.finished_time or 0.0), style="dim")
         remaining = task.time_remaining
-        left = "-:--" if remaining is None else duration(remaining)
-        passed = duration(task.finished_time or task.elapsed or 0.0)
-        return Text(f"{passed} • {left} left" if self.is_wide else left, style="dim")
+        return Text(("-:--" if remaining is None else duration(remaining)) + self.suffix, style="dim")
+
+
+class _Figures(ProgressColumn):
+    """As many figures as there is room for, on one line."""
+
+    def __init__(self, bar: RolloutProgressBar, width: int) -> None:
+        super().__init__()
+        self.bar = bar
+        self.names = (
+            ("reward", "pass", "length", "KL") if width < WIDE else ("reward", "pass", "length", "KL", "held-out")
+        )
+        self.space = " " if width < WIDE else "  "
+
+    def render(self, task: Task) -> Text:
+        shown = [f"{name} {self.bar.figures[name]}" for name in self.names if name in self.bar.figures]
+        return Text(self.space.join(shown) if self.bar.is_training(task) else "", no_wrap=True)
 
 
 class ProgressLines(PhaseHooks, ProgressBar):

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
-from observe_r1.callbacks.terminal import optimizer_steps, say
+from observe_r1.callbacks.dry_run import DryRun
+from observe_r1.callbacks.terminal import optimizer_steps, show
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
+
+WHEN_SICK = {"warn": "it is said, with advice", "stop": "the run stops with a checkpoint", "ignore": "nobody looks"}
 
 
 class StartPanel(L.Callback):
@@ -28,19 +28,6 @@ class StartPanel(L.Callback):
             show("observe_r1", rows(trainer, pl_module, self.run_directory))
 
 
-def show(title: str, content: dict[str, str]) -> None:
-    """Names and values, one under the other; long values are wrapped beside their name."""
-    from rich import get_console
-
-    if not get_console().is_terminal:
-        say(title, *(f"  {name:<12} {value}" for name, value in content.items()))
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, value in content.items():
-        table.add_row(Text(name, style="bold"), Text(value))
-    say(Panel(table, title=title, title_align="left", border_style="blue"))
-
-
 def rows(trainer: L.Trainer, module: ObserveR1, run_directory: str | None) -> dict[str, str]:
     """What the panel says, by name."""
     found = {
@@ -50,12 +37,13 @@ def rows(trainer: L.Trainer, module: ObserveR1, run_directory: str | None) -> di
         "sampling": sampling(trainer, module),
         "a rollout": batches(trainer, module),
         "runs on": devices(trainer),
-        "health": f"{module.on_sick} (model.on_sick)",
+        "when sick": f"{WHEN_SICK[module.on_sick]} (model.on_sick: {module.on_sick})",
     }
     if run_directory is not None:
         found["written to"] = run_directory
         found["watch"] = f"tensorboard --logdir {Path(run_directory).parent}"
-        found["resume"] = f"add --ckpt_path {Path(run_directory) / 'checkpoints' / 'last.ckpt'}"
+        if getattr(trainer.checkpoint_callback, "save_last", None):
+            found["resume"] = f"add --ckpt_path {Path(run_directory) / 'checkpoints' / 'last.ckpt'}"
     return {name: value for name, value in found.items() if value}
 
 
@@ -80,7 +68,9 @@ def memory(trainer: L.Trainer, module: ObserveR1) -> str:
     is_adam = any(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
     known = {"weights": weights, "gradients": gradients, "Adam": 2 * gradients * is_adam, "reference": reference}
     parts = ", ".join(f"{name} {gigabytes(amount)}" for name, amount in known.items() if amount)
-    return f"{gigabytes(sum(known.values()))} over all ranks ({parts}), and what a dry run measures"
+    is_measured = any(isinstance(callback, DryRun) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    rest = "activations, which the dry run measures" if is_measured else "activations (add DryRun to measure them)"
+    return f"{gigabytes(sum(known.values()))} for one copy ({parts}), and {rest}"
 
 
 def questions(trainer: L.Trainer) -> str:

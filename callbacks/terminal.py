@@ -5,16 +5,30 @@ from __future__ import annotations
 import lightning as L
 from rich import get_console
 from rich.console import RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from observe_r1.module import ObserveR1
 
 
 def say(*lines: RenderableType) -> None:
-    """Prints lines above a progress bar, if there is one."""
+    """Prints lines above a progress bar, if there is one. Square brackets in strings are only that."""
     console = get_console()  # Lightning's bar draws on the same
     for line in lines:
         # what is piped into a file is not cut to the width of a terminal that nobody has
-        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def show(title: str, content: dict[str, str]) -> None:
+    """Names and values, one under the other: in a frame on a terminal, elsewhere in plain lines."""
+    if not get_console().is_terminal:
+        say(title, *(f"  {name:<12} {value}" for name, value in content.items()))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in content.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    say(Panel(table, title=title, title_align="left", border_style="blue"))
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,13 @@ DESCRIPTION = (
 
 
 # what the start panel says, or nobody needs
-UNWANTED = ("GPU available: False", "TPU available", "HPU available", "Loading `train_dataloader` to estimate")
+UNWANTED = (
+    "GPU available: False",
+    "TPU available",
+    "HPU available",
+    "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped: `max_",
+)
 
 
 class ObserveR1CLI(LightningCLI):
@@ -56,10 +62,12 @@ class ObserveR1CLI(LightningCLI):
         """With what a training shows in the terminal, unless the configuration has its own."""
         config = self._get(self.config_init, "trainer", default={})
         own = config.get("callbacks") or []
-        shown: list[Callback] = [StartPanel(), ClosingSummary()] if self.subcommand == "fit" else []
         has_bar = any(isinstance(callback, ProgressBar) for callback in (own if isinstance(own, list) else [own]))
+        shown: list[Callback] = []
         if config.get("enable_progress_bar") is not False and not has_bar:
             shown.append(progress_display(get_console()))
+        if self.subcommand == "fit":
+            shown += [StartPanel(), ClosingSummary()]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*self.trainer_defaults["callbacks"], *shown]}
         return super().instantiate_trainer(**kwargs)
 

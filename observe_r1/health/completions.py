@@ -19,12 +19,15 @@ PARTS = "reward/"
 class RewardHacking(Rule):
     """A part of the reward rises while fewer answers are correct, in training or on held-out questions.
 
-    In training pass rates are compared at the same difficulty, so harder questions of the curriculum are no fall.
+    Held-out questions decide while their last pass rate is recent. Without one it is that of training, compared at the
+    same difficulty, so that harder questions of the curriculum are no fall.
 
     Args:
-        fall: How far the pass rate has to be below its best; 0.1 is more than a curriculum or a seed moves it.
+        fall: How far the pass rate on held-out questions has to be below its best; 0.1 is beyond chance on 200.
+        fall_in_training: The same for the pass rate of training, which moves with the kinds of questions in a rollout.
         rise: How much a part of the reward has to grow, as a share of its own largest mean.
         window: Rollouts over which figures are averaged.
+        recent: Rollouts for which a validation decides.
     """
 
     name: ClassVar[str] = "reward_hacking"
@@ -34,39 +37,43 @@ class RewardHacking(Rule):
         "checkpoint before the fall."
     )
     fall: float = 0.1
+    fall_in_training: float = 0.2
     rise: float = 0.05
     window: int = 5
+    recent: int = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 2 or not 0 < self.fall < 1 or self.rise < 0:
+        if self.window < 2 or not 0 < self.fall < 1 or not 0 < self.fall_in_training < 1 or self.rise < 0:
             raise ValueError(
-                f"health.{self.name}: window is {self.window} (valid: 2 and up), fall {self.fall} (between 0 and 1) "
-                f"and rise {self.rise} (0 and up)."
+                f"health.{self.name}: window is {self.window} (valid: 2 and up), fall {self.fall} and fall_in_training "
+                f"{self.fall_in_training} (between 0 and 1), rise {self.rise} (0 and up)."
             )
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
         if "val/pass_rate" in figures:
-            held_out = follow(memory, "val/pass_rate", figures["val/pass_rate"], 1)
-            # answers are few and validations rare: the scatter between them is no measure of chance
-            memory["held_out_fall"] = 0.0 if held_out is None else held_out.fall
+            trend = follow(memory, "val/pass_rate", figures["val/pass_rate"], 1)
+            memory["held_out"] = None if trend is None else {"fall": trend.fall, "rollouts": 0}
             return None
         if "rollout/pass_rate" not in figures:
             return None
         in_training, noise = self._fall(figures, memory)
         culprit = self._rising_part(figures, memory)
-        held_out_fall: float = memory.get("held_out_fall", 0.0)
-        if in_training is None:
+        held_out = memory.get("held_out")
+        if held_out is not None:
+            held_out["rollouts"] += 1
+        if held_out is not None and held_out["rollouts"] <= self.recent:
+            fall, limit, where = held_out["fall"], self.fall, "on held-out questions"
+        elif in_training is not None:
+            fall, limit, where = in_training, max(self.fall_in_training, SIGMAS * noise), "at the same difficulty"
+        else:
             return None
-        fell = in_training > max(self.fall, SIGMAS * noise) or held_out_fall > self.fall
-        recovered = max(in_training - SIGMAS * noise, held_out_fall) < self.fall / 2
         name, before, now = culprit or ("no part of the reward", math.nan, math.nan)
         return Reading(
-            fell and culprit is not None,
-            recovered,
-            f"{name} went from {before:.3g} to {now:.3g} in the last rollouts, while the pass rate is "
-            f"{max(0.0, in_training):.2f} below its best at the same difficulty"
-            + (f" and {held_out_fall:.2f} on held-out questions" if held_out_fall > 0 else ""),
+            fall > limit and culprit is not None,
+            fall < limit / 2,
+            f"{name} went from {before:.3g} to {now:.3g} in the last rollouts, while the pass rate is {fall:.2f} "
+            f"below its best {where}",
         )
 
     def _fall(self, figures: Figures, memory: Memory) -> tuple[float | None, float]:
