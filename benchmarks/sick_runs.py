@@ -127,12 +127,12 @@ VARIANTS = {
         ("rollout/reward", "reward/keyword", "rollout/pass_rate", "val/pass_rate", "rollout/repeated", "train/entropy"),
     ),
     "length_collapse": Variant(
-        (reward("brevity", 4.0), *UNBRIDLED),
+        (reward("brevity", 20.0), *UNBRIDLED),
         "length_collapse",
         ("rollout/length", "reward/brevity", "reward/format", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),
     "length_explosion": Variant(
-        (reward("length", 6.0), *UNBRIDLED),
+        (reward("length", 60.0), *UNBRIDLED),
         "length_explosion",
         ("rollout/length", "rollout/truncated", "reward/length", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),

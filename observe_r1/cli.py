@@ -31,11 +31,15 @@ def run_lightning_command() -> None:
     from observe_r1.process_lifetime import end_with_launcher
 
     end_with_launcher()  # before what takes long to import
+    from observe_r1.callbacks.health import SickRun
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
 
     quiet_lightning()
     check_requested(sys.argv)
-    ObserveR1CLI()
+    try:
+        ObserveR1CLI()
+    except SickRun as sick:
+        sys.exit(f"observe-r1: stopped. {sick}")
 
 
 def locate_config(argument: str) -> str:
