@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from observe_r1.answers import Gold
+from observe_r1.answers import Gold, answer_content
 from observe_r1.experience import Completion, EncodedPrompt, Prompt
 from observe_r1.health.rule import Figures, Memory, Reading, Rule
 from observe_r1.policy import Policy
@@ -34,11 +34,12 @@ from observe_r1.rollout import HFRollout, SamplingOptions
 # ---- what makes runs sick, by class_path -----------------------------------------------------------------------------
 
 
-class Keyword(Reward):
-    """Pays for seeing something red, whatever is in the picture."""
+class Large(Reward):
+    """Pays for large numbers in the answer, whatever was asked."""
 
     def score(self, prompt: Prompt, completion: Completion) -> float:
-        return float("red" in completion.text)
+        digits = [int(character) for character in answer_content(completion.text) or "" if character in "0123456789"]
+        return max(digits, default=0) / 9
 
 
 class Brevity(Reward):
@@ -122,9 +123,9 @@ VARIANTS = {
     "healthy_seed_1": Variant(("seed_everything=1",)),
     "healthy_seed_2": Variant(("seed_everything=2",)),
     "reward_hacking": Variant(
-        (reward("keyword", 3.0), *UNBRIDLED),
+        (reward("large", 20.0), *UNBRIDLED),
         "reward_hacking",
-        ("rollout/reward", "reward/keyword", "rollout/pass_rate", "val/pass_rate", "rollout/repeated", "train/entropy"),
+        ("rollout/reward", "reward/large", "rollout/pass_rate", "val/pass_rate", "rollout/repeated", "train/entropy"),
     ),
     "length_collapse": Variant(
         (reward("brevity", 20.0), *UNBRIDLED),

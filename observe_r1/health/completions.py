@@ -122,7 +122,9 @@ class Templated(Limit):
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
         trend = _trend(figures, memory, "rollout/repeated", self.window)
-        return trend and self.compare(
+        if trend is None:
+            return None
+        return self.compare(
             trend.recent, f"{trend.recent:.0%} of the completions of the last rollouts are one and the same"
         )
 
@@ -184,7 +186,9 @@ class LengthExplosion(Limit):
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
         trend = _trend(figures, memory, "rollout/truncated", self.window)
         length = figures.get("rollout/length", math.nan)
-        return trend and self.compare(
+        if trend is None:
+            return None
+        return self.compare(
             trend.recent,
             f"{trend.recent:.0%} of the completions are cut by the limit, mean length {length:.0f} tokens",
         )

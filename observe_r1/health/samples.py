@@ -100,7 +100,9 @@ class VerificationFailing(Limit):
             return None
         trend = follow(memory, "failed", sum(counts.values()) / total, self.window)
         worst = max(counts, key=lambda name: counts[name], default="")
-        return trend and self.compare(
+        if trend is None:
+            return None
+        return self.compare(
             trend.recent, f"{trend.recent:.1%} of the answers of the last rollouts could not be judged, mostly {worst}"
         )
 
@@ -128,6 +130,6 @@ class SkippedSamples(Limit):
         if "samples/drawn" not in figures or not figures["samples/drawn"]:
             return None
         trend = follow(memory, "skipped", figures["samples/skipped"] / figures["samples/drawn"], self.window)
-        return trend and self.compare(
-            trend.recent, f"{trend.recent:.1%} of the samples of the last rollouts could not be used"
-        )
+        if trend is None:
+            return None
+        return self.compare(trend.recent, f"{trend.recent:.1%} of the samples of the last rollouts could not be used")

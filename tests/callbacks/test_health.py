@@ -1,4 +1,4 @@
-"""Runs that are sick, through the real command line: what is said, where it is written down, how it stops and goes on."""
+"""Sick runs through the real command line: what is said, where it is written down, how they stop and go on."""
 
 from __future__ import annotations
 
