@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from observe_r1.callbacks.health import Health
+from observe_r1.callbacks.health import Health, SickRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.run_summary import RunSummary
 from observe_r1.callbacks.terminal import duration, say, show
@@ -52,7 +52,7 @@ class ClosingSummary(L.Callback):
             show("finished", self.rows(trainer, pl_module, skipped))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        last = self._last_checkpoint(trainer)
+        last = None if isinstance(exception, SickRun) else self._last_checkpoint(trainer)  # which says it itself
         if trainer.is_global_zero and last is not None and trainer.state.fn == "fit":
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
 

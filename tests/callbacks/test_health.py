@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "curves.md"
 SICK = (
     *("fit", "--config=quickstart.yaml", "--trainer.log_every_n_steps=1", "--trainer.num_sanity_val_steps=0"),
     *("--trainer.limit_val_batches=0", "--model.sampling={group_size: 4, max_new_tokens: 20}"),
@@ -60,6 +61,8 @@ def test_a_sick_run_stops_with_a_checkpoint_and_goes_on_from_it(run: Any, tmp_pa
 @pytest.mark.slow
 def test_a_warning_is_said_logged_and_marked(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
     """With a rule changed and another left out; in a log that the user has set up, too."""
+    (block,) = re.findall(r"```python\n(# mine_health.py\n.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    (tmp_path / "mine_health.py").write_text(block)
     (tmp_path / "mine.py").write_text(
         "import logging\nlogging.basicConfig(filename='log.txt', level='WARNING')\n"
         "from dataclasses import dataclass\nfrom typing import ClassVar\n"
@@ -78,12 +81,17 @@ def test_a_warning_is_said_logged_and_marked(run: Any, tmp_path: Path, tiny_ladd
             "--health.zero_advantages.window=1",
         ),
         *("--health.sampler_mismatch=null", "--health.own+=mine.Odd", "--health.own.after=2"),
+        *("--health.own+=mine_health.FormatLost", "--health.own.below=0.99", "--health.own.after=1"),
     )
     assert output.count("Sick: zero_advantages at step 4: ") == 1
     assert output.count("Sick: odd_rewards at step 2: a [bracket].") == 1
     assert "Have tea." in output
+    assert re.search(r"Sick: format_lost at step 0: \d\d% have the format", output)
     assert "sampler_mismatch at" not in output
-    assert "health       odd_rewards at step 2, zero_advantages at step 4: see docs/curves.md" in output
+    assert (
+        "health       format_lost at step 0, odd_rewards at step 2, zero_advantages at step 4: see docs/curves.md"
+        in output
+    )
     log = (tmp_path / "log.txt").read_text()
     assert re.search(r"WARNING:observe_r1.callbacks.health:zero_advantages at step 4", log)
     (directory,) = directories(tmp_path)

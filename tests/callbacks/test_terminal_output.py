@@ -65,8 +65,13 @@ def test_on_a_terminal(tmp_path: Path, tiny_ladder: Path, held_out_ladder: Path)
     text = "\n".join(lines)
     panel, rest = text.split("╰", 1)
     assert "─ observe_r1 ─" in panel
-    for shown in ("899 K parameters", "levels of difficulty", "8 prompts × 4 completions", "CPU"):
-        assert shown in panel
+    for shown in (
+        "899 K parameters",
+        "difficulty unknown, order ladder; 12 held out",
+        "8 prompts × 4 completions",
+        "CPU",
+    ):
+        assert shown in " ".join(panel.replace("│", " ").split())
     assert "checkpoints/last.ckpt" in panel
     bars = [line for line in lines if "━" in line]
     phases = {line.split()[0] for line in bars}
