@@ -9,6 +9,7 @@ import lightning as L
 
 from observe_r1.callbacks.health import Health, SickRun
 from observe_r1.callbacks.hf_export import HFExport
+from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_summary import RunSummary
 from observe_r1.callbacks.terminal import duration, say, show
 from observe_r1.experience import Experience
@@ -34,14 +35,15 @@ class ClosingSummary(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.groups = self.wasted = 0.0
+        self.rollouts = 0
+        self.wasted = 0.0  # sum of their shares
         self.run_directory: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
 
     def on_rollout_end(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> None:
-        self.groups += 1
+        self.rollouts += 1
         self.wasted += experience.metrics["rollout/wasted_groups"]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,16 +59,16 @@ class ClosingSummary(L.Callback):
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
 
     def state_dict(self) -> dict[str, float]:
-        return {"groups": self.groups, "wasted": self.wasted}
+        return {"rollouts": self.rollouts, "wasted": self.wasted}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.groups, self.wasted = state_dict["groups"], state_dict["wasted"]
+        self.rollouts, self.wasted = int(state_dict["rollouts"]), state_dict["wasted"]
 
     def rows(self, trainer: L.Trainer, module: ObserveR1, skipped: dict[str, dict[str, int]]) -> dict[str, str]:
         """What the summary says, by name."""
         rows = {"pass rate": self._pass_rate(trainer), "time": times(module), "groups": "", "skipped": ""}
-        if self.groups:
-            rows["groups"] = f"{self.wasted / self.groups:.0%} all right or all wrong, without any gradient"
+        if self.rollouts:
+            rows["groups"] = f"{self.wasted / self.rollouts:.0%} all right or all wrong, without any gradient"
         reasons = [f"{n} × {reason} ({split})" for split, counts in skipped.items() for reason, n in counts.items()]
         rows["skipped"] = ", ".join(reasons) or "no sample"
         rows["health"] = health(trainer)
@@ -75,7 +77,7 @@ class ClosingSummary(L.Callback):
 
     def _pass_rate(self, trainer: L.Trainer) -> str:
         """Of the held-out questions."""
-        kept = next((c for c in trainer.callbacks if isinstance(c, RunSummary)), None)  # type: ignore[attr-defined]
+        kept = first_of(trainer, RunSummary)
         known = [] if kept is None else [(v["step"], v["pass_rate"]) for v in kept.validations if "pass_rate" in v]
         if not known:
             return ""
@@ -90,8 +92,8 @@ class ClosingSummary(L.Callback):
         if self.run_directory is None:
             return {}
         places, last = {"written to": self.run_directory}, self._last_checkpoint(trainer)
-        exports = [c for c in trainer.callbacks if isinstance(c, HFExport)]  # type: ignore[attr-defined]
-        for export in exports[:1]:
+        export = first_of(trainer, HFExport)
+        if export is not None:
             places["model"] = export.directory or str(Path(self.run_directory) / "hf")
         places["curves"] = f"tensorboard --logdir {Path(self.run_directory).parent}"
         if last is not None:
@@ -116,7 +118,7 @@ def times(module: ObserveR1) -> str:
 
 def health(trainer: L.Trainer) -> str:
     """The warnings there were."""
-    found = next((c for c in trainer.callbacks if isinstance(c, Health)), None)  # type: ignore[attr-defined]
+    found = first_of(trainer, Health)
     if found is None:
         return ""
     begun = [f"{event.headline}" for event in found.watch.events if event.begins]

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from observe_r1.callbacks.phase import PhaseHooks
-from observe_r1.callbacks.terminal import duration, figures_that_matter, optimizer_steps, say
+from observe_r1.callbacks.terminal import draws, duration, figures_that_matter, optimizer_steps, say
 from observe_r1.module import ObserveR1
 
 WIDE, WIDEST = 100, 120  # columns from which there is room for the held-out pass rate, and for a longer bar
@@ -188,4 +188,4 @@ class ProgressLines(PhaseHooks, ProgressBar):
 
 def progress_display(console: Console) -> ProgressBar:
     """What suits the console."""
-    return RolloutProgressBar() if console.is_terminal else ProgressLines()
+    return RolloutProgressBar() if draws(console) else ProgressLines()

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from observe_r1.callbacks.health import Health
+from observe_r1.callbacks.lookup import first_of
 from observe_r1.module import ObserveR1
 
 PACKAGES = ("observe-r1", "torch", "transformers", "lightning", "webdataset", "torchmetrics", "math-verify")
@@ -79,7 +80,7 @@ class RunSummary(L.Callback):
         skipped = data.skipped() if status == "finished" or trainer.world_size == 1 else {}
         before = next((v for v in self.validations if v["step"] == 0), None)
         after = next((v for v in reversed(self.validations) if v["step"] == trainer.global_step > 0), None)
-        health = next((c for c in trainer.callbacks if isinstance(c, Health)), None)  # type: ignore[attr-defined]
+        health = first_of(trainer, Health)
         return {
             "status": status,
             "pass_rate": {

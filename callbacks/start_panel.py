@@ -9,11 +9,12 @@ import lightning as L
 import torch
 
 from observe_r1.callbacks.dry_run import DryRun
+from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.terminal import optimizer_steps, show
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
 
-WHEN_SICK = {"warn": "it is said, with advice", "stop": "the run stops with a checkpoint", "ignore": "nobody looks"}
+ON_SICK = {"warn": "warns of sick patterns", "stop": "stops when it is sick", "ignore": "nobody looks at it"}
 
 
 class StartPanel(L.Callback):
@@ -37,7 +38,7 @@ def rows(trainer: L.Trainer, module: ObserveR1, run_directory: str | None) -> di
         "sampling": sampling(trainer, module),
         "a rollout": batches(trainer, module),
         "runs on": devices(trainer),
-        "when sick": f"{WHEN_SICK[module.on_sick]} (model.on_sick: {module.on_sick})",
+        "health": f"{ON_SICK[module.on_sick]} (model.on_sick: {module.on_sick})",
     }
     if run_directory is not None:
         found["written to"] = run_directory
@@ -68,7 +69,7 @@ def memory(trainer: L.Trainer, module: ObserveR1) -> str:
     is_adam = any(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
     known = {"weights": weights, "gradients": gradients, "Adam": 2 * gradients * is_adam, "reference": reference}
     parts = ", ".join(f"{name} {gigabytes(amount)}" for name, amount in known.items() if amount)
-    is_measured = any(isinstance(callback, DryRun) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    is_measured = first_of(trainer, DryRun) is not None
     rest = "activations, which the dry run measures" if is_measured else "activations (add DryRun to measure them)"
     return f"{gigabytes(sum(known.values()))} for one copy ({parts}), and {rest}"
 
@@ -82,12 +83,12 @@ def questions(trainer: L.Trainer) -> str:
 def sampling(trainer: L.Trainer, module: ObserveR1) -> str:
     engine, options = module.engine, module.sampling
     text = f"{type(engine).__name__}, at most {options.max_new_tokens} tokens, temperature {options.temperature:g}"
-    syncs = [callback for callback in trainer.callbacks if isinstance(callback, VLLMWeightSync)]  # type: ignore[attr-defined]
+    sync = first_of(trainer, VLLMWeightSync)
     if engine.is_trainer:
         return f"{text}; the model samples for itself"
-    if not syncs:
+    if sync is None:
         return f"{text}; WITHOUT VLLMWeightSync: its weights stay what they are"
-    gate = syncs[0].gate
+    gate = sync.gate
     return f"{text}; parity checked: warning above {gate.warn_above}, error above {gate.error_above}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 from rich import get_console
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -12,17 +12,22 @@ from rich.text import Text
 from observe_r1.module import ObserveR1
 
 
+def draws(console: Console) -> bool:
+    """Whether it is a terminal that can move its cursor; a pipe, a file and `TERM=dumb` get plain lines."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 def say(*lines: RenderableType) -> None:
     """Prints lines above a progress bar, if there is one. Square brackets in strings are only that."""
     console = get_console()  # Lightning's bar draws on the same
     for line in lines:
         # what is piped into a file is not cut to the width of a terminal that nobody has
-        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        console.print(line, highlight=False, markup=False, soft_wrap=not draws(console))
 
 
 def show(title: str, content: dict[str, str]) -> None:
     """Names and values, one under the other: in a frame on a terminal, elsewhere in plain lines."""
-    if not get_console().is_terminal:
+    if not draws(get_console()):
         say(title, *(f"  {name:<12} {value}" for name, value in content.items()))
         return
     table = Table.grid(padding=(0, 2))
