@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,7 +141,7 @@ VARIANTS = {
     "kl_blow_up": Variant(
         ("model.optimizer.lr=8e-3", "trainer.gradient_clip_val=null"),
         "kl_blow_up",
-        ("train/kl", "train/entropy", "train/gradient_norm", "rollout/pass_rate", "val/pass_rate", "train/log_ratio"),
+        ("train/kl", "train/entropy", "train/gradient_norm", "rollout/pass_rate", "val/pass_rate", "rollout/length"),
     ),
     "zero_advantages": Variant(
         (
@@ -154,7 +155,7 @@ VARIANTS = {
     "sampler_mismatch": Variant(
         ("model.rollout=sick_runs.StaleRollout",),
         "sampler_mismatch",
-        ("train/sampler_mismatch", "train/log_ratio", "rollout/reward", *CORRECT, "train/kl"),
+        ("train/sampler_mismatch", "train/kl", "rollout/reward", *CORRECT, "train/gradient_norm"),
     ),
     "noisy_sampler": Variant(("model.rollout=sick_runs.NoisyRollout", "trainer.max_steps=12"), "sampler_mismatch"),
 }
@@ -237,11 +238,14 @@ def draw(name: str, variant: Variant, healthy: Path, sick: Path, events: Sequenc
             color = "C3" if warned == variant.warning else "0.3"
             axes.axvline(step, color=color, linestyle="--", linewidth=1)
         axes.set_title(shown, fontsize=10)
+        axes.set_xlim(0, max(step for step, _ in own["train/loss"]))
+        if shown == "train/kl":
+            axes.set_yscale("symlog", linthresh=0.01)  # from a thousandth to millions
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
     figure.supxlabel("optimizer steps", fontsize=9)
     told = ", ".join(f"{warned} at step {step}" for step, warned in events) or "no warning"
-    figure.suptitle(f"{name}: {told}", fontsize=11)
+    figure.suptitle(textwrap.fill(told, 110), fontsize=10)
     figure.savefig(path)
 
 

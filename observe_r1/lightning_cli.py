@@ -79,7 +79,7 @@ def quiet_lightning() -> None:
     notes = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     notes.addFilter(lambda record: not record.getMessage().startswith(UNWANTED) and "Tip:" not in record.getMessage())
     # to what stderr is now: while a progress bar is drawn, rich puts what is written there above it
-    for handler in logging.getLogger("lightning.pytorch").handlers:
+    for handler in [*logging.getLogger("lightning.pytorch").handlers]:
         if isinstance(handler, logging.StreamHandler):
             logging.getLogger("lightning.pytorch").removeHandler(handler)
     logging.getLogger("lightning.pytorch").addHandler(CurrentStderr())
