@@ -240,7 +240,8 @@ def draw(name: str, variant: Variant, healthy: Path, sick: Path, events: Sequenc
         axes.set_title(shown, fontsize=10)
         axes.set_xlim(0, max(step for step, _ in own["train/loss"]))
         if shown == "train/kl":
-            axes.set_yscale("symlog", linthresh=0.01)  # from a thousandth to millions
+            axes.set_yscale("log")  # from a thousandth to millions
+            axes.set_ylim(bottom=1e-3)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
     figure.supxlabel("optimizer steps", fontsize=9)

@@ -153,11 +153,13 @@ class Health(L.Callback):
 
     def _stop(self, trainer: L.Trainer, event: Event) -> None:
         """Ends the run after an optimizer step, on all ranks, with a checkpoint of it unless its weights are lost."""
-        text = f"{event.headline}: {event.evidence}. {event.advice} The run stopped because model.on_sick is stop."
+        text = f"{event.headline}: {event.evidence}. The run ends because model.on_sick is stop."
         if event.name != NonFinite.name:
             path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "sick.ckpt"
             trainer.save_checkpoint(path)
-            text += f" To go on from here all the same: --ckpt_path {path}, which stops for other sicknesses only."
+            text += f" To go on from here, with other settings: --ckpt_path {path}. It stops for other sicknesses only."
+        else:
+            text += " Its weights are lost and were not saved: go on from an earlier checkpoint."
         raise SickRun(text)
 
     def state_dict(self) -> dict[str, Any]:

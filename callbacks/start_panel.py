@@ -87,7 +87,7 @@ def sampling(trainer: L.Trainer, module: ObserveR1) -> str:
     if engine.is_trainer:
         return f"{text}; the model samples for itself"
     if sync is None:
-        return f"{text}; WITHOUT VLLMWeightSync: its weights stay what they are"
+        return f"{text}; no VLLMWeightSync, so see that it gets the trained weights"
     gate = sync.gate
     return f"{text}; parity checked: warning above {gate.warn_above}, error above {gate.error_above}"
 

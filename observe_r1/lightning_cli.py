@@ -35,6 +35,7 @@ UNWANTED = (
     "HPU available",
     "Loading `train_dataloader` to estimate",
     "`Trainer.fit` stopped: `max_",
+    "`weights_only` was not set",
 )
 
 
