@@ -134,7 +134,7 @@ VARIANTS = {
         ("rollout/length", "reward/brevity", "reward/format", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),
     "length_explosion": Variant(
-        (reward("length", 60.0), *UNBRIDLED),
+        (reward("length", 60.0), *UNBRIDLED, "model.optimizer.lr=1.2e-3", "model.sampling.max_new_tokens=32"),
         "length_explosion",
         ("rollout/length", "rollout/truncated", "reward/length", "rollout/pass_rate", "val/pass_rate", "train/kl"),
     ),
