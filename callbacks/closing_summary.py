@@ -91,7 +91,9 @@ class ClosingSummary(L.Callback):
         """What was written, and the next command."""
         if self.run_directory is None:
             return {}
-        places, last = {"written to": self.run_directory}, self._last_checkpoint(trainer)
+        places, last = {"summary": str(Path(self.run_directory) / "summary.json")}, self._last_checkpoint(trainer)
+        if first_of(trainer, RunSummary) is None:
+            places = {"written to": self.run_directory}
         export = first_of(trainer, HFExport)
         if export is not None:
             places["model"] = export.directory or str(Path(self.run_directory) / "hf")

@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
-    # bars of the libraries below, such as the loading of weights, go when they are done; a log has none of them
-    os.environ.setdefault("TQDM_LEAVE" if sys.stderr.isatty() else "TQDM_DISABLE", "" if sys.stderr.isatty() else "1")
+    os.environ.setdefault("TQDM_LEAVE", "")  # before tqdm is imported: bars such as of weights go when they are done
     from observe_r1.checkpoint import check_requested
     from observe_r1.process_lifetime import end_with_launcher
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich import get_console
+from transformers.utils.logging import disable_progress_bar
 
 from observe_r1.callbacks.closing_summary import ClosingSummary
 from observe_r1.callbacks.health import Health
@@ -84,6 +85,8 @@ def quiet_lightning() -> None:
         if isinstance(handler, logging.StreamHandler):
             logging.getLogger("lightning.pytorch").removeHandler(handler)
     logging.getLogger("lightning.pytorch").addHandler(CurrentStderr())
+    if not sys.stderr.isatty():  # a log has no bars
+        disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
