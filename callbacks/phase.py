@@ -27,6 +27,13 @@ class PhaseHooks(L.Callback):
         self._left = len(experience)
         self._enter("training")
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.phase != "training":  # also in the middle of a rollout that a checkpoint has brought back
+            self._enter("training")
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *arguments)
         self._left -= 1

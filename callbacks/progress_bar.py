@@ -29,6 +29,7 @@ class RolloutProgressBar(PhaseHooks, RichProgressBar):
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate, theme=RichProgressBarTheme(metrics=""))
         self.figures: dict[str, str] = {}
+        self._figures_step = -1
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
         assert self._console is not None
@@ -63,7 +64,8 @@ class RolloutProgressBar(PhaseHooks, RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Nothing for Lightning's own column: ours takes less room."""
         assert isinstance(pl_module, ObserveR1)
-        self.figures = figures_that_matter(trainer, pl_module)
+        if trainer.global_step != self._figures_step:  # reading them waits for the GPU
+            self.figures, self._figures_step = figures_that_matter(trainer, pl_module), trainer.global_step
         return {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,11 +82,11 @@ class RolloutProgressBar(PhaseHooks, RichProgressBar):
 
     @property
     def sanity_check_description(self) -> str:
-        return "before"
+        return "answering"
 
     @property
     def validation_description(self) -> str:
-        return "held-out"
+        return "answering"
 
 
 class _Count(ProgressColumn):
@@ -158,7 +160,8 @@ class ProgressLines(PhaseHooks, ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._started = time.monotonic()
+        self._first_step = self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *arguments)
