@@ -18,6 +18,7 @@ from observe_r1.ladder.adaptive import AdaptiveCurriculum, AdaptiveOptions
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.ladder.storage import RemoteOptions
+from observe_r1.metrics import level_of
 from observe_r1.module import ObserveR1
 from observe_r1.ranks import over_ranks
 from observe_r1.redistribution import redistribute, redistribute_started
@@ -179,6 +180,14 @@ class NeuraLadderDataModule(L.LightningDataModule):
         }
         ranks = over_ranks(mine)
         return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
+
+    def describe(self) -> str:
+        """The training samples and the held-out ones, in a line."""
+        dataset = self._dataset(self.ladder)
+        levels = {level_of(difficulty) for difficulty in dataset.difficulties} - {None}
+        known = f"{len(levels)} levels of difficulty" if levels else "difficulty unknown"
+        held_out = "none" if self.held_out is None else f"{len(self._dataset(self.held_out)):,}"
+        return f"{len(dataset):,} from {self.ladder}, {known}, order {self.order}; {held_out} held out"
 
     def shard_problems(self) -> dict[str, dict[str, int]]:
         """Shards by what is wrong with them, of each ladder that has any."""

@@ -25,15 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
+    os.environ.setdefault("TQDM_LEAVE", "")  # before tqdm is imported: bars such as of weights go when they are done
     from observe_r1.checkpoint import check_requested
     from observe_r1.process_lifetime import end_with_launcher
 
     end_with_launcher()  # before what takes long to import
+    from observe_r1.callbacks.health import SickRun
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
 
     quiet_lightning()
     check_requested(sys.argv)
-    ObserveR1CLI()
+    try:
+        ObserveR1CLI()
+    except SickRun as sick:
+        sys.exit(f"observe-r1: stopped. {sick}")
 
 
 def locate_config(argument: str) -> str:
