@@ -3,6 +3,7 @@
 from observe_r1.callbacks.benchmark_evaluation import BenchmarkEvaluation
 from observe_r1.callbacks.completion_writer import CompletionWriter
 from observe_r1.callbacks.dry_run import DryRun
+from observe_r1.callbacks.held_out_answers import HeldOutAnswers
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.reward_logger import RewardLogger
 from observe_r1.callbacks.run_summary import RunSummary
@@ -13,6 +14,7 @@ __all__ = [
     "CompletionWriter",
     "DryRun",
     "HFExport",
+    "HeldOutAnswers",
     "RewardLogger",
     "RunSummary",
     "VLLMWeightSync",

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from observe_r1.callbacks.lost_ranks import LostRanks
+from observe_r1.callbacks.run_config import RunConfig
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.module import ObserveR1
 
@@ -30,7 +31,8 @@ class ObserveR1CLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults={"callbacks": LostRanks()},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             parser_kwargs={"description": DESCRIPTION},
             **options,
         )
