@@ -48,5 +48,7 @@ class HeldOutAnswers(L.Callback):
         # by number of the batch, because no rank knows how many questions there are
         wanted = Counter(number * all_batches // self.questions for number in range(self.questions))[batch_idx]
         if wanted:
-            groups = [group for group in outputs.content if group.scores is not None][:wanted]
-            save_completions(self.run_directory, "held_out.jsonl", groups, trainer.global_step, len(groups))
+            groups = [group for group in outputs.content if group.scores is not None]
+            shown = min(wanted, len(groups))
+            chosen = [groups[number * len(groups) // shown] for number in range(shown)]
+            save_completions(self.run_directory, "held_out.jsonl", chosen, trainer.global_step, shown)

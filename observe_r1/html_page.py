@@ -28,7 +28,9 @@ th:first-child { text-align: left; white-space: nowrap; }
 def frame(title: str, body: str, style: str = "", script: str = "") -> str:
     """A whole page; `body` is HTML, `style` comes after the common one, and no script but this one is run."""
     allowed = f"script-src '{_hash(script)}'; " if script else ""
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {allowed}base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {allowed}base-uri 'none'; form-action 'none'"
+    )
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"

@@ -200,6 +200,8 @@ class ObserveR1(L.LightningModule):
         self.verdicts["train"].update(experience.verdicts)
         self.rollout_figures = experience.metrics
         self.call_callbacks("on_rollout_end", experience)
+        for logger in self.loggers:  # not by `log`, which would repeat what this rollout had and a later one has not
+            logger.log_metrics(self.rollout_figures, step=self.trainer.global_step)
         return experience
 
     def _start_rollout(self, source: PromptSource, count: int) -> StartedRollout:
@@ -373,7 +375,7 @@ class ObserveR1(L.LightningModule):
             self._step_sums = {}
             shown = {name: self.rollout_figures.get(f"rollout/{name}", 0.0) for name in ("reward", "pass_rate")}
             self.log_dict(shown, prog_bar=True, logger=False)
-            self.log_dict(self.rollout_figures)
+            self.log_dict(self.rollout_figures, logger=False)  # for ModelCheckpoint
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
