@@ -149,7 +149,9 @@ class Charts:
     def stacked(self, title: str, prefix: str) -> list[Chart]:
         names = self._with(prefix)
         self.shown |= {*names.values()}
-        curves = {said: self.series[name] for said, name in names.items()}
+        # what takes most at the bottom, where it has no steps under it
+        ordered = sorted(names.items(), key=lambda pair: -float(self.series[pair[1]].values.sum()))
+        curves = {said: self.series[name] for said, name in ordered}
         return [stacked_chart(title, curves, self.resumed)] if curves else []
 
     def one(self, name: str) -> Chart:
