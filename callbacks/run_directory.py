@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 
 def run_directory(trainer: L.Trainer) -> Path | None:
-    """The directory of a run: config, checkpoints, completions, summary; None in a `fast_dev_run`, which leaves nothing.
+    """Directory of config, checkpoints, completions and summary; None in a `fast_dev_run`, which leaves nothing.
 
     It belongs to the first logger: the directory of its own for TensorBoard and CSV, `SAVE_DIR/NAME/VERSION` for any
     other, with `default_root_dir` where it has no `save_dir` (MLflow on a server or a database), and `default_root_dir`

@@ -157,13 +157,14 @@ class _Plane:
             parts.append(Markup("<path class='grid' d='M{} {:.1f}H{}'/>").format(LEFT, y, WIDTH - RIGHT))
             label = number(float(tick)) if abs(tick) > 1e-12 * (self.high - self.low) else "0"
             parts.append(Markup("<text x='{}' y='{:.1f}' text-anchor='end'>{}</text>").format(LEFT - 5, y + 3.5, label))
-        for tick in MaxNLocator(nbins=5, integer=True).tick_values(self.first, self.last):
-            if self.first <= tick <= self.last:
-                parts.append(
-                    Markup("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>").format(
-                        self.x(tick), HEIGHT - 8, number(float(tick))
-                    )
-                )
+        steps = MaxNLocator(nbins=5, integer=True).tick_values(self.first, self.last)
+        parts += [
+            Markup("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>").format(
+                self.x(tick), HEIGHT - 8, number(float(tick))
+            )
+            for tick in steps
+            if self.first <= tick <= self.last
+        ]
         return Markup("").join(parts)
 
     def marks(self, resumed: Sequence[int]) -> Markup:

@@ -1,4 +1,4 @@
-"""Which saved completions a page shows: some of the beginning and of the end, and the same questions again and again."""
+"""Which saved completions a page shows: some from beginning to end, and the same questions again and again."""
 
 from __future__ import annotations
 

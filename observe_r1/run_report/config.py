@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -38,10 +39,7 @@ def compare(config: dict[str, Any]) -> Comparison | None:
         return None
     mine = dict(_leaves(config))
     best: tuple[float, Comparison] | None = None
-    for path in sorted(files("observe_r1.configs").iterdir(), key=lambda path: path.name):
-        if not path.name.endswith(".yaml"):
-            continue
-        shipped = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    for name, shipped in _shipped().items():
         # a class without arguments may be given by its name alone
         here = {key: mine.get(key, mine.get(f"{key}.class_path", "not set")) for key in shipped}
         differences = [
@@ -51,8 +49,15 @@ def compare(config: dict[str, Any]) -> Comparison | None:
         ]
         agreement = 1 - len(differences) / max(len(shipped), 1)
         if agreement >= 0.5 and (best is None or agreement > best[0]):
-            best = agreement, Comparison(path.name, differences)
+            best = agreement, Comparison(name, differences)
     return None if best is None else best[1]
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    """Options of the shipped experiments by file name."""
+    found = [path for path in files("observe_r1.configs").iterdir() if path.name.endswith(".yaml")]
+    return {path.name: dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8")))) for path in found}
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

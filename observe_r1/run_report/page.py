@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -90,7 +92,8 @@ def page(run: Run, now: float | None = None) -> str:
     ]
     shown = charts.shown | {name for name in series if name.startswith((LEVELS, HELD_OUT_LEVELS))}
     benchmark_figures = tuple(f"{name}/" for name in benchmarks)
-    others = [name for name in series if name not in shown and not name.startswith(benchmark_figures or ("\0",))]
+    others = [name for name in charts.series if not name.startswith(benchmark_figures) and name not in shown]
+    missing += [f"{name} never was a number." for name in series if name not in charts.series]
     pictures = Pictures()
     if not (completions.rollouts or completions.followed):
         missing.append("Completions: there are none; the callbacks RewardLogger and HeldOutAnswers save them.")
@@ -169,6 +172,7 @@ class Charts:
         return [line_chart(title, curves, self.resumed, floor=0.0)] if curves else []
 
 
+@cache
 def _environment() -> Environment:
     """Escapes all that is not marked as HTML, so what models and users wrote is shown and never run."""
     environment = Environment(
@@ -257,7 +261,7 @@ def _levels(series: Mapping[str, Series], prefix: str, title: str) -> LevelTable
         note = f"{len(columns)} of {len(steps)} validations are shown." if len(columns) < len(steps) else ""
     else:
         cuts = [round(place * len(steps) / (MOST_COLUMNS - 1)) for place in range(MOST_COLUMNS)]
-        columns = [steps[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        columns = [steps[start:end] for start, end in pairwise(cuts)]
         note = "A column is the mean over the steps that it names."
     names = [f"{column[0]}" if len(column) == 1 else f"{column[0]}–{column[-1]}" for column in columns]
     rows = [(level, [_mean(found[level], column) for column in columns]) for level in sorted(found)]

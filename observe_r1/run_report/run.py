@@ -13,6 +13,7 @@ import yaml
 from observe_r1.run_report.scalars import EVENT_FILES, TABLE, Scalars, read_scalars
 
 CONFIG, SUMMARY, COMPLETIONS = "config.yaml", "summary.json", "completions"
+TABLES = {"pass_rate": 1, "seconds": 1, "versions": 1, "skipped": 2, "verdicts": 2, "shards_with_problems": 2}
 SIGNS = (CONFIG, SUMMARY, COMPLETIONS, TABLE, EVENT_FILES)  # any of these makes a directory a run
 
 
@@ -102,8 +103,8 @@ def _summary(directory: Path, missing: list[str]) -> dict[str, Any]:
     path = directory / SUMMARY
     if not path.is_file():
         missing.append(
-            f"Summary: there is no {SUMMARY}. The run still goes on, or was ended from outside; RunSummary writes it at "
-            "the end."
+            f"Summary: there is no {SUMMARY}. The run still goes on, or was ended from outside; RunSummary writes it "
+            "at the end."
         )
         return {}
     try:
@@ -111,7 +112,16 @@ def _summary(directory: Path, missing: list[str]) -> dict[str, Any]:
     except ValueError as error:
         missing.append(f"Summary: {SUMMARY} could not be read ({error}).")
         return {}
-    return summary if isinstance(summary, dict) else {}
+    if not isinstance(summary, dict):
+        missing.append(f"Summary: {SUMMARY} holds no summary.")
+        return {}
+    odd = [name for name, depth in TABLES.items() if name in summary and not _is_table(summary[name], depth)]
+    missing += [f"Summary: {name} is not as RunSummary writes it." for name in odd]
+    return {name: value for name, value in summary.items() if name not in odd}
+
+
+def _is_table(value: Any, depth: int) -> bool:
+    return isinstance(value, dict) and (depth == 1 or all(_is_table(inner, depth - 1) for inner in value.values()))
 
 
 def _follow_resumes(run: Run) -> None:

@@ -128,7 +128,9 @@ def test_wandb_chosen_on_the_command_line(
     )  # fmt: skip
     (sent,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
     identifier = sent.stem.removeprefix("run-")
-    run = tmp_path / "runs" / "lightning_logs" / identifier  # save_dir of the config goes on to hold; the default project
+    run = (
+        tmp_path / "runs" / "lightning_logs" / identifier
+    )  # save_dir of the config goes on to hold; the default project
     assert {p.name for p in run.iterdir()} == {"checkpoints", "completions", "config.yaml", "hf", "summary.json"}
 
     history, config = read_wandb(sent)
