@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.experience import MicroBatch, Sealed
 from observe_r1.process_lifetime import is_started_by_rank
 from observe_r1.ranks import any_rank
@@ -32,11 +33,11 @@ class Preemption(L.Callback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.handlers: dict[signal.Signals, Any] = {}
-        self.run_directory: str | None = None
+        self.run_directory: Path | None = None
         self.speaks = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
         self.speaks = trainer.is_global_zero
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

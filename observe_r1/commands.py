@@ -51,6 +51,13 @@ def export(arguments: Sequence[str]) -> None:
     _run("export", export_checkpoint, arguments)
 
 
+def report(arguments: Sequence[str]) -> None:
+    """`observe-r1 report RUN_DIR`."""
+    from observe_r1.run_report.report import report_run
+
+    _run("report", report_run, arguments)
+
+
 def serve(arguments: Sequence[str]) -> None:
     """`observe-r1 serve --config ...`: the configs of a training, and how its vLLM server is started."""
     from observe_r1.serve import ServeCLI, serve
@@ -94,6 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "audit": audit,
     "score": score,
     "export": export,
+    "report": report,
     "serve": serve,
     "plan": plan,
 }
