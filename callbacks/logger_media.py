@@ -1,6 +1,7 @@
 """Pictures, histograms, text and the config, in the way of each logger. Lightning has no common call for them.
 
-TensorBoard and W&B show all of them, MLflow has no histograms and no text. Other loggers get the figures that Lightning gives them.
+TensorBoard and W&B show all of them, MLflow has no histograms and no text. Other loggers get the figures that
+Lightning gives them.
 """
 
 from __future__ import annotations
