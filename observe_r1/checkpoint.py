@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from observe_r1.atomic_files import intact
 
 if TYPE_CHECKING:
     from observe_r1.policy import Policy
@@ -58,11 +59,11 @@ def check_file(path: str) -> None:
     """
     import torch
 
-    if not Path(path).exists():
+    if not intact(path).exists():
         raise ValueError(
             f"ckpt_path: no file {path!r}. Checkpoints lie in RUN_DIRECTORY/checkpoints, such as last.ckpt."
         )
-    if Path(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
+    if intact(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
         return
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

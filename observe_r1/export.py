@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from observe_r1.atomic_files import intact
 from observe_r1.checkpoint import ENTRY, check_file
 from observe_r1.encoding import PromptOptions
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
@@ -37,7 +38,7 @@ def export_checkpoint(checkpoint: str, output: str, pretrained: str | None = Non
     Raises:
         ValueError: observe_r1 did not write the checkpoint, or the output is there already.
     """
-    source, target = Path(checkpoint), Path(output)
+    source, target = intact(checkpoint), Path(output)
     if target.exists():
         raise ValueError(f"{output!r} exists: name a new directory, or remove it.")
     check_file(checkpoint)

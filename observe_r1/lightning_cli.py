@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from observe_r1.callbacks.lost_ranks import LostRanks
 from observe_r1.datamodules import NeuraLadderDataModule
+from observe_r1.last_checkpoint import find_last
 from observe_r1.module import ObserveR1
 
 DESCRIPTION = (
@@ -38,6 +39,13 @@ class ObserveR1CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for target in ("model.seed", "data.init_args.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
+
+    def before_fit(self) -> None:
+        options = self.config_init[self.subcommand]
+        if options.ckpt_path == "last":
+            options.ckpt_path = find_last(self.trainer)
+
+    before_validate = before_test = before_predict = before_fit
 
 
 def quiet_lightning() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of every strategy: resumed, exported, and whole when a save dies half-way."""
+"""Checkpoints of every strategy: resumed, exported, and whole when a save is interrupted."""
 
 from __future__ import annotations
 
@@ -66,14 +66,31 @@ def test_resumed_runs_and_exports_equal_uninterrupted_ones(
 
 
 @pytest.mark.slow
-def test_a_save_that_dies_leaves_the_checkpoint_before_it(tmp_path: Path, tiny_ladder: Path, command_line: Any) -> None:
-    arguments = (*SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["fsdp2"])
-    dying = ("--trainer.callbacks+=scripted.FullDisk", "--trainer.callbacks.step=3")
+@pytest.mark.parametrize(
+    ("strategy", "rank", "by"),
+    [
+        ("ddp", 0, "full_disk"),
+        ("ddp", 0, "kill_at_sync"),
+        ("fsdp2", 1, "full_disk"),
+        pytest.param("zero2", 0, "full_disk", marks=needs_deepspeed),
+        pytest.param("zero3", 1, "kill", marks=needs_deepspeed),
+    ],
+)
+def test_the_run_goes_on_from_the_checkpoint_before_one_that_was_interrupted(
+    strategy: str, rank: int, by: str, tmp_path: Path, tiny_ladder: Path, command_line: Any
+) -> None:
+    """Every run has a directory of its own; `last` finds what the one before saved."""
+    arguments = (*SAVING, "--trainer.callbacks.dirpath=null", f"--data.ladder={tiny_ladder}", *STRATEGIES[strategy])
+    interrupted = ("--trainer.callbacks+=scripted.InterruptedSave", "--trainer.callbacks.step=3")
+    interrupted += (f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.by={by}")
     shutil.copy(Path(__file__).with_name("scripted.py"), tmp_path)
-    output = command_line(tmp_path)(*BASE, *arguments, *dying, expect=1)
-    assert "No space left on device" in output
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "last.ckpt.partial"}
-    assert torch.load(tmp_path / "checkpoints/last.ckpt/meta.pt", weights_only=True)["global_step"] == 2
-    run = run_steps(command_line, tmp_path, *arguments, "--ckpt_path=checkpoints/last.ckpt")
-    assert len(run.steps) == 2
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
+    output = command_line(tmp_path)(*BASE, *arguments, *interrupted, "--ckpt_path=last", expect=None)
+    assert "the training begins anew" in output
+    checkpoints = tmp_path / "logs/lightning_logs/version_0/checkpoints"
+    if by == "full_disk":
+        assert f"'{checkpoints.relative_to(tmp_path)}/last.ckpt' could not be written: " in output
+        assert "File too large" in output
+    run = run_steps(command_line, tmp_path, *arguments, "--ckpt_path=last")
+    assert run.directory.rglob("version_1/metrics.csv")
+    assert len(run.steps) == 2  # of four
+    assert {path.name for path in checkpoints.parent.with_name("version_1").rglob("*.ckpt*")} == {"last.ckpt"}
