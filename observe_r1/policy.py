@@ -16,6 +16,7 @@ from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
 from observe_r1.padded import padded_logprobs
+from observe_r1.quantization import dequantized, full_shape_and_dtype, is_quantized, kind_of
 from observe_r1.ranks import any_rank
 from observe_r1.sharding import blank_prompt, full_shape, gathered, kept_whole, reshard, whole
 from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
@@ -238,6 +239,7 @@ class Policy(nn.Module):
 
         Sharded weights are gathered one at a time: all ranks have to go through them to the end, and a rank that keeps
         none needs memory for one. Adapters are merged into a copy of one weight at a time, the model stays as it is.
+        Weights in 4 bits come as they are computed with.
         What comes from a model that is neither sharded nor adapted is the weight itself, not a copy.
         """
         reshard(self)
@@ -245,7 +247,7 @@ class Policy(nn.Module):
         for name, weight in self._named_parameters().items():
             layer = adapted.get(id(weight))
             with torch.no_grad(), gathered([weight, *(layer.parameters() if layer is not None else ())]):
-                merged = weight.detach()
+                merged = dequantized(weight).detach()
                 if layer is not None:
                     for adapter in layer.active_adapters:
                         merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
@@ -253,7 +255,10 @@ class Policy(nn.Module):
 
     def weight_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of what `named_weights` gives, in its order, without gathering anything."""
-        return {name: (full_shape(weight), weight.dtype) for name, weight in self._named_parameters().items()}
+        return {
+            name: full_shape_and_dtype(weight) if is_quantized(weight) else (full_shape(weight), weight.dtype)
+            for name, weight in self._named_parameters().items()
+        }
 
     def _named_parameters(self) -> dict[str, Tensor]:
         """Parameters without adapters, under the names of `save_pretrained`."""
@@ -285,6 +290,7 @@ class Policy(nn.Module):
             "vocab_size": text.vocab_size,
             "vision_layers": getattr(vision, "depth", None),
             "lora_rank": adapters,
+            "quantization": kind_of(self.model),
         }
 
     def save_pretrained(self, directory: Path, writes: bool = True) -> None:

@@ -162,6 +162,15 @@ def load_models(
 ) -> tuple[Policy, Policy | None]:
     """The policy, and the reference model where one is wanted, spread as the strategy does it."""
     dtype = DTYPES.get(precision, torch.float32)
+    if options.quantization is not None:
+        if isinstance(strategy, FSDP2 | DeepSpeedStrategy):
+            raise ValueError(
+                f"policy.quantization is {options.quantization}, and weights in 4 bits cannot be spread by "
+                f"{type(strategy).__name__}: use ddp (--config strategies/ddp.yaml) or one device, where a rank holds "
+                "a quarter of them, or policy.quantization: null."
+            )
+        # frozen weights need no more digits than they compute with; adapters stay float32
+        dtype = torch.bfloat16 if precision == "bf16-mixed" else dtype
     if isinstance(strategy, FSDP2):
         mesh, compute = strategy.weight_mesh, torch.bfloat16 if precision == "bf16-mixed" else None
         policy = shard_policy(load_policy, options, dtype, mesh, compute)
