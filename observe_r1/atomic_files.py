@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +28,8 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.replace(path)
     except Exception as error:
-        partial.unlink(missing_ok=True)  # a full disk needs the space
+        with suppress(OSError):
+            partial.unlink()  # a full disk needs the space
         raise not_written(path, error) from error
 
 

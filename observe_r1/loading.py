@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.encoding import PromptOptions
+from observe_r1.offloading import OffloadedWeights
 from observe_r1.policy import Policy
 from observe_r1.quantization import KINDS, Quantization, compute_alike, quantization_config
 from observe_r1.sharding import shard_like
@@ -125,6 +126,18 @@ def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *
     return _policy(model, options).requires_grad_(False).eval()
 
 
+def offload(policy: Policy, device: torch.device, by_block: bool) -> Policy:
+    """Keeps the weights of a frozen policy in the memory of the CPU; see `Policy.at_hand`."""
+    blocks = _blocks(policy) if by_block else []
+    policy.offloaded = OffloadedWeights(policy, blocks, device)
+    return policy
+
+
+def _blocks(policy: Policy) -> list[torch.nn.Module]:
+    """Of the text model and the vision tower."""
+    return [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
     """The model's own processor, with the pixel limits of the prompt options."""
     from transformers import AutoProcessor
@@ -162,8 +175,7 @@ def shard_policy(
     """
     full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
     policy = load(options, dtype, empty=True)
-    blocks = [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
-    shard_like(policy, blocks, full, mesh, compute_dtype, ("next_logits",))
+    shard_like(policy, _blocks(policy), full, mesh, compute_dtype, ("next_logits",))
     policy.in_lockstep = True
     return policy
 

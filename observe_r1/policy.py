@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from observe_r1.experience import EncodedPrompt, GroupSlice
 from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
+from observe_r1.offloading import OffloadedWeights
 from observe_r1.padded import padded_logprobs
 from observe_r1.quantization import dequantized, full_shape_and_dtype, is_quantized, kind_of
 from observe_r1.ranks import any_rank
@@ -45,6 +46,7 @@ class Policy(nn.Module):
         self.shares_prefixes = shares_prefixes
         self.prefix_attention = prefix_attention
         self.in_lockstep = False  # weights are gathered in every call, so every rank has to call equally often
+        self.offloaded: OffloadedWeights | None = None  # weights that are on the device only `at_hand`
         self._backend: str | None = None  # of the packed forward; None: not compared with the plain one yet
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
@@ -123,6 +125,10 @@ class Policy(nn.Module):
     def blank_prompt(self, device: torch.device | None = None) -> EncodedPrompt:
         """What a rank without images, or without prompts, gives the model in lockstep with the others."""
         return blank_prompt(self.transformer.config, device)
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Where weights are offloaded, forwards have to be inside."""
+        return nullcontext() if self.offloaded is None else self.offloaded.at_hand()
 
     @contextmanager
     def kept_whole(self) -> Iterator[None]:

@@ -20,7 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from observe_r1.atomic_files import intact, replaced_directory
 from observe_r1.checkpoint_io import AsyncCheckpoints, AtomicFiles, write_parts
-from observe_r1.loading import PolicyOptions, load_policy, load_reference, shard_policy
+from observe_r1.loading import PolicyOptions, load_policy, load_reference, offload, shard_policy
+from observe_r1.objective import ReferenceOffload
 from observe_r1.policy import Policy
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -158,9 +159,19 @@ def _check_checkpoint_io(strategy: Strategy) -> None:
 
 
 def load_models(
-    strategy: Strategy, options: PolicyOptions, precision: str, with_reference: bool
+    strategy: Strategy, options: PolicyOptions, precision: str, offload_reference: ReferenceOffload | None
 ) -> tuple[Policy, Policy | None]:
-    """The policy, and the reference model where one is wanted, spread as the strategy does it."""
+    """The policy, and the reference model where one is wanted, spread as the strategy does it.
+
+    Args:
+        offload_reference: `kl.reference_offload`; None for no reference model.
+    """
+    with_reference = offload_reference is not None
+    if offload_reference in ("model", "blocks") and _shards_weights(strategy):
+        raise ValueError(
+            f"kl.reference_offload is {offload_reference}, and {type(strategy).__name__} spreads the reference model "
+            "over the ranks already: set it to none."
+        )
     dtype = DTYPES.get(precision, torch.float32)
     if options.quantization is not None:
         if isinstance(strategy, FSDP2 | DeepSpeedStrategy):
@@ -186,8 +197,16 @@ def load_models(
         reference = _zero_reference(strategy, load_reference(options, dtype)) if with_reference else None
         del loads_parts
         return policy, reference
-    reference = load_reference(options, dtype).to(strategy.root_device) if with_reference else None
+    reference = load_reference(options, dtype) if with_reference else None
+    if reference is not None and offload_reference == "none":
+        reference.to(strategy.root_device)
+    elif reference is not None:
+        offload(reference, strategy.root_device, by_block=offload_reference == "blocks")
     return load_policy(options, dtype), reference
+
+
+def _shards_weights(strategy: Strategy) -> bool:
+    return isinstance(strategy, FSDP2) or (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3)
 
 
 def _zero_reference(strategy: DeepSpeedStrategy, reference: Policy) -> Policy:

@@ -123,10 +123,10 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
 def test_sharded_strategies_are_refused() -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match="cannot be spread by FSDP2: use ddp"):
-        load_models(FSDP2(), QLORA, "32-true", with_reference=False)
+        load_models(FSDP2(), QLORA, "32-true", None)
     deepspeed = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # made, it wants DeepSpeed
     with pytest.raises(ValueError, match="cannot be spread by DeepSpeedStrategy"):
-        load_models(deepspeed, QLORA, "32-true", with_reference=False)
+        load_models(deepspeed, QLORA, "32-true", None)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
