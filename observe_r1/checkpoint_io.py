@@ -133,7 +133,7 @@ def write_parts(checkpoint: dict[str, Any], path: Path, group: dist.ProcessGroup
     Args:
         group: Of all ranks; None for the one of the training.
     """
-    from torch.distributed.checkpoint import save
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     parts = {"state_dict": checkpoint.pop("state_dict")}
     parts |= {f"optimizer_{index}": state for index, state in enumerate(checkpoint.pop("optimizer_states", []))}
