@@ -55,6 +55,8 @@ def replaced_directory(path: Path, is_first: bool, barrier: Callable[[], None]) 
     try:
         yield partial
     except Exception as error:
+        if is_first:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
         raise not_written(path, error) from error
     barrier()
     if is_first:
@@ -86,18 +88,22 @@ def not_written(path: Path, error: BaseException) -> OSError:
     free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
     return OSError(
         f"The checkpoint {str(path)!r} could not be written: {_reason(error)}. {free / 1e9:.1f} GB are free there. "
-        "What was saved before is as it was: make room, and go on with --ckpt_path last."
+        "What was saved before is as it was, and --ckpt_path last goes on from there."
     )
 
 
 def _reason(error: BaseException) -> str:
     """What the system said, which serialisers hide behind errors of their own."""
-    of_ranks = getattr(error, "failures", None)  # torch.distributed.checkpoint
-    if of_ranks:
-        return "; ".join(f"rank {rank}: {_reason(failure)}" for rank, (failure, _) in sorted(of_ranks.items()))
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):
             return str(seen)
+        of_ranks = getattr(seen, "failures", None)  # torch.distributed.checkpoint; without what caused them
+        if of_ranks:
+            return "; ".join(f"rank {rank}: {_reason(failure)}" for rank, (failure, _) in sorted(of_ranks.items()))
         seen = seen.__cause__ or seen.__context__
+    if any(
+        words in str(error) for words in ("unexpected pos", "iostream error")
+    ):  # torch, of a write that was cut short
+        return "the disk took less than was written, so it is full or a limit on files is reached"
     return f"{type(error).__name__}: {error}"

@@ -55,7 +55,7 @@ class AsyncCheckpoints(CheckpointIO):
         self.files = AtomicFiles()
         self._room = threading.Semaphore(snapshots)
         self._thread: ThreadPoolExecutor | None = None  # one, so that everything happens in order
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -99,7 +99,7 @@ class AsyncCheckpoints(CheckpointIO):
         try:
             if not self._failed:
                 work()
-        except Exception as error:
+        except BaseException as error:  # nobody looks at what a thread raises
             self._error, self._failed = error, True
         finally:
             if is_save:
@@ -133,12 +133,16 @@ def write_parts(checkpoint: dict[str, Any], path: Path, group: dist.ProcessGroup
     Args:
         group: Of all ranks; None for the one of the training.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
     parts = {"state_dict": checkpoint.pop("state_dict")}
     parts |= {f"optimizer_{index}": state for index, state in enumerate(checkpoint.pop("optimizer_states", []))}
     is_first = dist.get_rank() == 0
     with replaced_directory(path, is_first, lambda: dist.barrier(group)) as directory:
-        save(parts, checkpoint_id=directory, process_group=group)
+        try:
+            save(parts, checkpoint_id=directory, process_group=group)
+        except CheckpointException as error:  # of all ranks; no Exception
+            raise RuntimeError("Not every rank could write its part.") from error
         if is_first:
             torch.save(checkpoint, directory / METADATA)

@@ -111,7 +111,7 @@ def test_after_an_interrupted_save_the_run_goes_on_from_the_one_before(
     runs = tmp_path / "logs/quickstart"
     if by == "full_disk":
         assert "'logs/quickstart/version_0/checkpoints/last.ckpt' could not be written: " in output
-        assert "File too large" in output
+        assert ("File too large" if strategy == "ddp" else "the disk took less than was written") in output
     run = run_steps(command_line, tmp_path, *arguments)
     assert len(run.steps) == 2  # of four
     for name, weight in run.weights.items():
