@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -207,7 +208,8 @@ class RolloutCollector:
             with self.clock.measure("old_logprobs"):
                 store_logprobs(experience, "old_logprobs", self._policy_logprobs, distinct_steps)
         if self.needs_reference:
-            with self.clock.measure("reference_logprobs"):
+            at_hand = nullcontext() if self.reference is None else self.reference.at_hand()
+            with self.clock.measure("reference_logprobs"), at_hand:
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
         experience.verdicts = dict(self.rewards.take_counts())
         experience.metrics = self._figures(experience, collected, ranks)

@@ -22,6 +22,7 @@ from observe_r1.callbacks.run_config import RunConfig
 from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
 from observe_r1.callbacks.start_panel import StartPanel
 from observe_r1.datamodules import NeuraLadderDataModule
+from observe_r1.last_checkpoint import find_last
 from observe_r1.module import ObserveR1
 
 DESCRIPTION = (
@@ -79,6 +80,13 @@ class ObserveR1CLI(LightningCLI):
             shown += [StartPanel(), ClosingSummary()]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*self.trainer_defaults["callbacks"], *shown]}
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        options = self.config_init[self.subcommand]
+        if options.ckpt_path == "last":
+            options.ckpt_path = find_last(self.trainer)
+
+    before_validate = before_test = before_predict = before_fit
 
 
 def quiet_lightning() -> None:

@@ -160,7 +160,10 @@ class ObserveR1(L.LightningModule):
         self.encoder = PromptEncoder(processor, self.prompt_options)
         has_reference = self.kl.coefficient > 0 and self.policy_options.lora is None  # or the base without adapters
         self.policy, reference = load_models(
-            self.trainer.strategy, self.policy_options, str(self.trainer.precision), has_reference
+            self.trainer.strategy,
+            self.policy_options,
+            str(self.trainer.precision),
+            self.kl.reference_offload if has_reference else None,
         )
         self._reference = [] if reference is None else [reference]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -110,23 +111,29 @@ class Dealt(L.Callback):
         Path(f"dealt{trainer.global_rank}.json").write_text(json.dumps(self.rollouts))
 
 
-class FullDisk(L.Callback):
-    """Lets the save of one optimizer step die when its parts are written and its last file is not, once."""
+class InterruptedSave(L.Callback):
+    """Once, the save of an optimizer step does not end on one rank: the disk is full, or the process is killed."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, rank: int, by: str) -> None:
+        self.step, self.rank, self.by = step, rank, by
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
-        if trainer.global_step == self.step and not Path("died").exists():
-            save = torch.save
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or Path("interrupted").exists():
+            return
+        Path("interrupted").touch()
+        if self.by == "full_disk":  # write(2) fails beyond this size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            return
+        save, sync = torch.save, os.fsync
 
-            def die(content, file, *arguments, **options):
-                if str(file).endswith("meta.pt"):
-                    Path("died").touch()
-                    raise OSError("No space left on device")
-                save(content, file, *arguments, **options)
+        def die_after(write):
+            def dying(*arguments, **options):
+                write(*arguments, **options)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-            torch.save = die
+            return dying
+
+        torch.save, os.fsync = (save, die_after(sync)) if self.by == "kill_at_sync" else (die_after(save), sync)
 
 
 class Signalled(L.Callback):
