@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from observe_r1.argument_errors import ShortErrors
 from observe_r1.callbacks.lost_ranks import LostRanks
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.module import ObserveR1
@@ -18,6 +19,10 @@ DESCRIPTION = (
     "the verification, `serve` starts a vLLM server for a training, `score` scores saved predictions again, `export` "
     "makes a Hugging Face directory from a checkpoint; each has its own --help."
 )
+
+
+class Parser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser, with short errors."""
 
 
 class ObserveR1CLI(LightningCLI):
@@ -31,6 +36,7 @@ class ObserveR1CLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={"callbacks": LostRanks()},
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             parser_kwargs={"description": DESCRIPTION},
             **options,
         )
