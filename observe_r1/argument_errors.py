@@ -30,7 +30,7 @@ CLASSES = {
 }
 
 _ALTERNATIVES = re.compile(r"(Does not validate against|Subtypes:|Errors:|Given value type:)")
-_EXPECTED = re.compile(r"- (?:Expected|No such file|Not of type)")
+_EXPECTED = re.compile(r"- Expected (?!an instantiatable)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 
 
@@ -178,7 +178,7 @@ def _shipped_configs() -> list[str]:
 def _plain_types(text: str) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
     text = re.sub(r"\ba (?=int\b)", "an ", text)
-    text = re.sub(r"typing\.Literal\[([^\]]*)\]", r"one of \1", text)
+    text = re.sub(r"(?:\ba )?typing\.Literal\[([^\]]*)\]", r"one of \1", text)
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
 
 

@@ -37,12 +37,10 @@ REMEDIES = (
     ),
     (
         r"strategy `fsdp|invalid strategy name",
-        "Strategies that observe_r1 supports: auto, ddp, fsdp2 and the overlays --config strategies/ddp.yaml, "
-        "fsdp2.yaml, deepspeed_zero2.yaml, deepspeed_zero3.yaml, deepspeed_zero3_offload.yaml there.",
+        "What observe_r1 supports: auto, ddp and fsdp2, and with --config strategies/NAME.yaml: ddp, fsdp2, "
+        "deepspeed_zero2, deepspeed_zero3, deepspeed_zero3_offload.",
     ),
     (r"must have DeepSpeed installed", "With the releases that were tried: pip install 'observe-r1[deepspeed]'."),
-    (r"gradient clipping", "DeepSpeed clips by norm only: leave trainer.gradient_clip_algorithm at norm."),
-    (r"not available on the hub|huggingface\.co", "A local directory needs no network: model.policy.pretrained."),
 )
 
 
