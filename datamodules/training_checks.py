@@ -33,12 +33,12 @@ def check_training(module: ObserveR1, prompts_per_rollout: int, ranks: int, micr
         raise ValueError(
             f"A rollout has {completions} completions on a rank ({prompts_per_rollout // ranks} prompts × "
             f"{size}), fewer than the {steps * micro_batches} micro-batches to deal them to: make "
-            f"trainer.accumulate_grad_batches ({micro_batches}) or model.updates.steps_per_rollout ({steps}) smaller, or "
-            "data.prompts_per_rollout larger."
+            f"trainer.accumulate_grad_batches ({micro_batches}) or model.updates.steps_per_rollout ({steps}) smaller, "
+            "or data.prompts_per_rollout larger."
         )
     positions = getattr(module.policy.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and module.sampling.max_new_tokens >= positions:
         raise ValueError(
-            f"model.sampling.max_new_tokens is {module.sampling.max_new_tokens}, and the model has {positions} positions "
-            "for a prompt with its completion: use less."
+            f"model.sampling.max_new_tokens is {module.sampling.max_new_tokens}, and the model has {positions} "
+            "positions for a prompt with its completion: use less."
         )

@@ -96,8 +96,8 @@ def check_entry(checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any]) -
     lacking = EXPECTED - saved.keys() or ({"rng of every rank"} if not isinstance(saved["rng"], list) else set())
     if lacking:
         raise ValueError(
-            f"The checkpoint is of another version of observe_r1 (it lacks {', '.join(sorted(lacking))}), which cannot be "
-            "resumed: resume with that version, or `observe-r1 export` its weights and train on from them "
+            f"The checkpoint is of another version of observe_r1 (it lacks {', '.join(sorted(lacking))}), which cannot "
+            "be resumed: resume with that version, or `observe-r1 export` its weights and train on from them "
             "(model.policy.pretrained)."
         )
     different = "; ".join(

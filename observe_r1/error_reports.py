@@ -1,8 +1,8 @@
 """What the command line says when something raises: a paragraph for whoever typed it, or where the fault lies.
 
-  * What this package, Lightning's Trainer or the parser says in a sentence of its own is meant for the user: shown alone.
-  * What was raised in the user's own code is shown from their first line on.
-  * Anything else is a fault that has yet to be understood, and keeps its whole traceback.
+* What this package, Lightning's Trainer or the parser says in a sentence of its own is meant for the user: shown alone.
+* What was raised in the user's own code is shown from their first line on.
+* Anything else is a fault that has yet to be understood, and keeps its whole traceback.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ REMEDIES = (
     (
         r"No supported gpu backend|CUDAAccelerator` can not run|requested gpu: \[",
         "This torch sees too few GPUs for trainer.accelerator and trainer.devices (`python -c 'import torch; "
-        "print(torch.__version__, torch.cuda.device_count())'` says what it sees): set --trainer.accelerator cpu, fewer "
-        "--trainer.devices, or install a torch that is built for your GPU.",
+        "print(torch.__version__, torch.cuda.device_count())'` says what it sees): set --trainer.accelerator cpu, "
+        "fewer --trainer.devices, or install a torch that is built for your GPU.",
     ),
     (
         r"strategy `fsdp|invalid strategy name",

@@ -18,8 +18,8 @@ def check_on_hub(name: str) -> None:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     remedy = (
-        "Give a directory with config.json and safetensors (`hf download NAME --local-dir DIR` makes one where there is "
-        "network), or a name such as Qwen/Qwen2.5-VL-3B-Instruct."
+        "Give a directory with config.json and safetensors (`hf download NAME --local-dir DIR` makes one where there "
+        "is network), or a name such as Qwen/Qwen2.5-VL-3B-Instruct."
     )
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -33,8 +33,8 @@ def check_on_hub(name: str) -> None:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
-            f"policy.pretrained: {name!r} is neither a directory here nor a model of the hub that you may see. {remedy} "
-            "For a private model: `hf auth login`."
+            f"policy.pretrained: {name!r} is neither a directory here nor a model of the hub that you may see. "
+            f"{remedy} For a private model: `hf auth login`."
         ) from error
     except OSError as error:  # what answers, but not well, may do so to the client's own attempts
         if getattr(error, "response", None) is None:

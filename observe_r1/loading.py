@@ -115,7 +115,7 @@ def load_processor(pretrained: str, options: PromptOptions) -> Any:
         processor = AutoProcessor.from_pretrained(locate(pretrained))
     if not hasattr(processor, "image_processor"):
         raise ValueError(
-            f"policy.pretrained: {pretrained!r} has no image processor: give a vision-language model with its processor."
+            f"policy.pretrained: {pretrained!r} has no image processor: give a vision-language model with its own."
         )
     limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}  # areas, despite the names
     size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}

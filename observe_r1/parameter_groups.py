@@ -19,7 +19,8 @@ def parameter_groups(
         learning_rates: By shell pattern of parameter names; the first that fits decides.
 
     Raises:
-        ValueError: Nothing is trained, a learning rate is negative, or a pattern fits no trained parameter that an earlier one left.
+        ValueError: Nothing is trained, a learning rate is negative, or a pattern fits no trained parameter that an
+            earlier one left.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:

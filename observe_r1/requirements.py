@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 OVERRIDE_VARIABLE = "OBSERVE_R1_ANY_VERSIONS"  # set to anything: try versions outside of the ranges
+OPTIONAL = ("vllm", "deepspeed", "lora", "parquet", "eval")  # extras that are looked at where they are installed
 
 
 def check_versions() -> None:
@@ -19,7 +20,11 @@ def check_versions() -> None:
     """
     if os.environ.get(OVERRIDE_VARIABLE):
         return
-    wrong = [*misfits(requires("observe-r1") or [])]
+    try:
+        declared = requires("observe-r1")
+    except PackageNotFoundError:  # run from its sources: nothing was declared
+        return
+    wrong = [*misfits(declared or [])]
     if wrong:
         found = "; ".join(f"{have}, and observe-r1 needs {need}" for have, need in wrong)
         install = " ".join(f"'{need}'" for _, need in wrong)
@@ -29,7 +34,8 @@ def check_versions() -> None:
         )
 
 
-OPTIONAL = ("vllm", "deepspeed", "lora", "parquet", "eval")  # extras that are looked at where they are installed
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def misfits(declared: list[str]) -> Iterator[tuple[str, str]]:
@@ -38,10 +44,10 @@ def misfits(declared: list[str]) -> Iterator[tuple[str, str]]:
         requirement = Requirement(text)
         if requirement.name == "observe-r1":
             continue
-        extras = [extra for extra in OPTIONAL if requirement.marker and requirement.marker.evaluate({"extra": extra})]
-        if requirement.marker and not extras and not requirement.marker.evaluate({"extra": ""}):
+        applies = {extra: _applies(requirement, extra) for extra in ("", *OPTIONAL)}
+        if not any(applies.values()):
             continue
-        optional = bool(requirement.marker) and not requirement.marker.evaluate({"extra": ""})
+        optional = not applies[""]
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:

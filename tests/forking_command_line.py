@@ -18,7 +18,7 @@ import observe_r1.cli
 import observe_r1.commands
 import observe_r1.evaluation
 import observe_r1.ladder_builder.build
-import observe_r1.lightning_cli  # noqa: F401
+import observe_r1.lightning_cli
 
 
 def run(request: dict[str, object]) -> None:

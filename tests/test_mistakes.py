@@ -36,7 +36,9 @@ SHORT = (
     "--data.prompts_per_rollout=8",
     "--data.workers=0",
 )
-REWARD = "from observe_r1.rewards import Reward\nclass Mine(Reward):\n    def score(self, prompt, completion):\n        "
+REWARD = (
+    "from observe_r1.rewards import Reward\nclass Mine(Reward):\n    def score(self, prompt, completion):\n        "
+)
 
 
 class ForkingCommandLine:
@@ -47,7 +49,11 @@ class ForkingCommandLine:
         program = Path(__file__).with_name("forking_command_line.py")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-P", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def __call__(self, directory: Path, arguments: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
@@ -144,7 +150,9 @@ OWN = ("--model.rewards.odd=mine.Mine",)
 RESUME = ("--trainer.max_steps=2", "--ckpt_path={checkpoint}")
 
 WRONG_NAMES = [
-    Mistake("option", ("--model.polcy.pretrained=x",), ("model.polcy", "Did you mean model.policy.pretrained?"), code=2),
+    Mistake(
+        "option", ("--model.polcy.pretrained=x",), ("model.polcy", "Did you mean model.policy.pretrained?"), code=2
+    ),
     Mistake(
         "key",
         MINE,
@@ -179,7 +187,9 @@ WRONG_NAMES = [
         ("RewardLoger", "Did you mean observe_r1.callbacks.RewardLogger?"),
         code=2,
     ),
-    Mistake("logger", ("--trainer.logger=WanddbLogger",), ("Did you mean lightning.pytorch.loggers.WandbLogger?",), code=2),
+    Mistake(
+        "logger", ("--trainer.logger=WanddbLogger",), ("Did you mean lightning.pytorch.loggers.WandbLogger?",), code=2
+    ),
     Mistake(
         "benchmark",
         (
@@ -190,7 +200,9 @@ WRONG_NAMES = [
         command="validate",
         code=2,
     ),
-    Mistake("module", ("--model.rewards.x=mine.Mine",), ("No module named 'mine'", "{directory}", "Put mine.py"), code=2),
+    Mistake(
+        "module", ("--model.rewards.x=mine.Mine",), ("No module named 'mine'", "{directory}", "Put mine.py"), code=2
+    ),
     Mistake("command", ("fti",), ("'fti'", "Did you mean fit?", "ladder, audit"), on_its_own=True),
     Mistake("config", ("fit", "--config=nowhere.yaml"), ("nowhere.yaml", "quickstart.yaml"), code=2, on_its_own=True),
     Mistake("no config", ("fit",), ("model.policy.pretrained", "--config quickstart.yaml"), code=2, on_its_own=True),
@@ -232,13 +244,22 @@ DO_NOT_FIT = [
         ("--trainer.accumulate_grad_batches=100",),
         ("32 completions", "8 prompts × 4", "accumulate_grad_batches (100)", "smaller"),
     ),
-    Mistake("answers too long", ("--model.sampling.max_new_tokens=100000",), ("is 100000", "1024 positions", "use less")),
-    Mistake("dr_grpo with deviation", ("--model.objective.name=dr_grpo",), ("dr_grpo", "advantage.scale to none")),
+    Mistake(
+        "answers too long", ("--model.sampling.max_new_tokens=100000",), ("is 100000", "1024 positions", "use less")
+    ),
+    Mistake("dr_grpo", ("--model.objective.name=dr_grpo",), ("dr_grpo", "set it to max_new_tokens")),
     Mistake("no gpu", ("--trainer.accelerator=gpu",), ("gpu", "--trainer.accelerator cpu", "torch")),
     Mistake("too many gpus", ("--trainer.accelerator=cuda", "--trainer.devices=2"), ("['cpu']", "fewer")),
     Mistake("fsdp", ("--trainer.strategy=fsdp",), ("`fsdp`", "fsdp2")),
-    Mistake("two judges", ("--model.rewards.b=observe_r1.rewards.AccuracyReward",), ("2 decide", "AccuracyReward` once")),
-    Mistake("no judge", MINE, ("0 decide", "AccuracyReward` once"), config(model={"rewards": {"f": "observe_r1.rewards.FormatReward"}})),
+    Mistake(
+        "two judges", ("--model.rewards.b=observe_r1.rewards.AccuracyReward",), ("2 decide", "AccuracyReward` once")
+    ),
+    Mistake(
+        "no judge",
+        MINE,
+        ("0 decide", "AccuracyReward` once"),
+        config(model={"rewards": {"f": "observe_r1.rewards.FormatReward"}}),
+    ),
     Mistake("questions for test", (), ("`test` needs data.held_out",), command="test"),
     Mistake("questions for predict", (), ("`predict` needs data.held_out",), command="predict"),
     Mistake("nothing to train", ("--model.policy.freeze=['*']",), ("policy.freeze", "no parameter", "policy.lora")),
@@ -255,11 +276,20 @@ DO_NOT_FIT = [
 ]
 
 NOT_THERE = [
-    Mistake("ladder", ("--data.ladder=nowhere",), ("data.ladder: nowhere", "no such path in {directory}", "ladder.json")),
+    Mistake(
+        "ladder", ("--data.ladder=nowhere",), ("data.ladder: nowhere", "no such path in {directory}", "ladder.json")
+    ),
     Mistake("held_out", ("--data.held_out=nowhere", "--trainer.limit_val_batches=1"), ("data.held_out: nowhere",)),
-    Mistake("rows, no ladder", ("--data.ladder=my.jsonl",), ("observe-r1 ladder import my.jsonl",), file("my.jsonl", "{}")),
+    Mistake(
+        "rows, no ladder", ("--data.ladder=my.jsonl",), ("observe-r1 ladder import my.jsonl",), file("my.jsonl", "{}")
+    ),
     Mistake("no shards", ("--data.ladder=.",), ("holds no shards", "ladder.json")),
-    Mistake("manifest", ("--data.ladder=.",), ("ladder.json is not a usable", "build the ladder again"), file("ladder.json", "{")),
+    Mistake(
+        "manifest",
+        ("--data.ladder=.",),
+        ("ladder.json is not a usable", "build the ladder again"),
+        file("ladder.json", "{"),
+    ),
     Mistake("empty shard", ("--data.ladder=.",), ("0 samples", "ladder inspect"), file("a.tar", "")),
     Mistake(
         "shard gone",
@@ -274,12 +304,27 @@ NOT_THERE = [
     ),
     Mistake("protocol", ("--data.ladder=foo://x/l",), ("foo://x/l", "https://", "s3fs")),
     Mistake("prompts", ("--model.prompt.max_prompt_tokens=10",), ("24 × prompt_too_long", "tokens is 10", "raise it")),
-    Mistake("model", ("--model.policy.pretrained=./nowhere",), ("policy.pretrained", "'./nowhere'", "config.json", "Qwen/")),
-    Mistake("model without config", ("--model.policy.pretrained=./model",), ("no config.json",), model_without("config.json")),
     Mistake(
-        "model without weights", ("--model.policy.pretrained=./model",), ("'./model' cannot be", "model.safetensors"), model_without("*.safetensors")
+        "model", ("--model.policy.pretrained=./nowhere",), ("policy.pretrained", "'./nowhere'", "config.json", "Qwen/")
     ),
-    Mistake("model without processor", ("--model.policy.pretrained=./model",), ("'./model'", "processor"), model_without("*process*")),
+    Mistake(
+        "model without config",
+        ("--model.policy.pretrained=./model",),
+        ("no config.json",),
+        model_without("config.json"),
+    ),
+    Mistake(
+        "model without weights",
+        ("--model.policy.pretrained=./model",),
+        ("'./model' cannot be", "model.safetensors"),
+        model_without("*.safetensors"),
+    ),
+    Mistake(
+        "model without processor",
+        ("--model.policy.pretrained=./model",),
+        ("'./model'", "processor"),
+        model_without("*process*"),
+    ),
     Mistake(
         "damaged weights",
         ("--model.policy.pretrained=./model",),
@@ -305,10 +350,18 @@ NOT_THERE = [
     Mistake("wandb", ("--trainer.logger=lightning.pytorch.loggers.WandbLogger",), ("wandb", "pip install")),
     Mistake(
         "server",
-        ("--config=rollout/vllm_server.yaml", "--model.rollout.start_seconds=0.1", "--model.rollout.servers=[http://127.0.0.1:9]"),
+        (
+            "--config=rollout/vllm_server.yaml",
+            "--model.rollout.start_seconds=0.1",
+            "--model.rollout.servers=[http://127.0.0.1:9]",
+        ),
         ("http://127.0.0.1:9 did not answer", "observe-r1 serve"),
     ),
-    Mistake("address of a server", ("--config=rollout/vllm_server.yaml", "--model.rollout.servers=[x:8000]"), ("'x:8000'", "http://host:port")),
+    Mistake(
+        "address of a server",
+        ("--config=rollout/vllm_server.yaml", "--model.rollout.servers=[x:8000]"),
+        ("'x:8000'", "http://host:port"),
+    ),
     Mistake("rows", ("ladder", "import", "nothing.jsonl", "out"), ("No such file", "nothing.jsonl"), on_its_own=True),
     Mistake("arguments", ("ladder", "import"), ("required", "input"), code=2, on_its_own=True),
     Mistake("predictions", ("score", "nothing.jsonl"), ("nothing.jsonl",), on_its_own=True),
@@ -327,7 +380,12 @@ CHECKPOINTS = [
         ("'changed.ckpt' is not a checkpoint",),
         lambda world: (changed_checkpoint(lambda _: None)(world), cut(world.directory / "changed.ckpt")),
     ),
-    Mistake("of others", ("--ckpt_path=changed.ckpt",), ("not written by observe_r1",), changed_checkpoint(lambda c: c.pop("observe_r1"))),
+    Mistake(
+        "of others",
+        ("--ckpt_path=changed.ckpt",),
+        ("not written by observe_r1",),
+        changed_checkpoint(lambda c: c.pop("observe_r1")),
+    ),
     Mistake("directory", ("--ckpt_path={checkpoint.parent}",), ("is a directory", "last.ckpt: name one")),
     Mistake(
         "older version",
@@ -335,7 +393,11 @@ CHECKPOINTS = [
         ("another version", "lacks seconds", "observe-r1 export"),
         changed_checkpoint(lambda c: c["observe_r1"].pop("seconds")),
     ),
-    Mistake("other model", (*RESUME, "--model.policy.lora={{rank: 4}}"), ("lora_rank: None in the checkpoint, 4", "model.policy")),
+    Mistake(
+        "other model",
+        (*RESUME, "--model.policy.lora={{rank: 4}}"),
+        ("lora_rank: None in the checkpoint, 4", "model.policy"),
+    ),
     Mistake("other ladder", (*RESUME, "--data.ladder={other_ladder}"), ("was 24 and is 12", "Resume with the ladder")),
     Mistake("other order", (*RESUME, "--data.order=random"), ("data.order was ladder and is random", "Resume with")),
 ]
@@ -351,9 +413,22 @@ REWARDS = [
         file("mine.py", "from observe_r1.rewards import Reward\nclass Mine(Reward):\n    def scores(self): ...\n"),
         code=2,
     ),
-    Mistake("raises", OWN, ('mine.py", line 4, in score', "{{}}['a']", "KeyError: 'a'", "reward 'odd'"), file("mine.py", REWARD + "{}['a']\n")),
+    Mistake(
+        "raises",
+        OWN,
+        ('mine.py", line 4, in score', "{{}}['a']", "KeyError: 'a'", "reward 'odd'"),
+        file("mine.py", REWARD + "{}['a']\n"),
+    ),
+    Mistake(
+        "setup",
+        OWN,
+        ('mine.py", line 6, in setup', "has no attribute 'missing'"),
+        file("mine.py", REWARD + "...\n    def setup(self):\n        self.missing\n"),
+    ),
     Mistake("none", OWN, ("reward 'odd'", "with None", "finite number"), file("mine.py", REWARD + "pass\n")),
-    Mistake("nan", OWN, ("reward 'odd'", "with nan", "finite number"), file("mine.py", REWARD + "return float('nan')\n")),
+    Mistake(
+        "nan", OWN, ("reward 'odd'", "with nan", "finite number"), file("mine.py", REWARD + "return float('nan')\n")
+    ),
     Mistake(
         "length",
         OWN,
@@ -395,7 +470,12 @@ def checkpoint(tiny_ladder: Path, forking: ForkingCommandLine, tmp_path_factory:
 
 @pytest.mark.parametrize("mistake", ALL)
 def test_mistakes_are_named(
-    mistake: Mistake, forking: ForkingCommandLine, checkpoint: Path, tiny_ladder: Path, held_out_ladder: Path, tmp_path: Path
+    mistake: Mistake,
+    forking: ForkingCommandLine,
+    checkpoint: Path,
+    tiny_ladder: Path,
+    held_out_ladder: Path,
+    tmp_path: Path,
 ) -> None:
     world = World(tmp_path, tiny_ladder, held_out_ladder, checkpoint)
     mistake.prepare(world)

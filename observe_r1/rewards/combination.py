@@ -40,8 +40,9 @@ class RewardCombination:
         if len(judges) != 1:
             found = ", ".join(type(reward).__name__ for reward in self.rewards) or "no rewards"
             raise ValueError(
-                f"model.rewards: of the rewards ({found}), {len(judges)} decide what is correct, and exactly one must: the pass rate "
-                "comes from it. Use `accuracy: observe_r1.rewards.AccuracyReward` once, and derive others from Reward"
+                f"model.rewards: of the rewards ({found}), {len(judges)} decide what is correct, and exactly one must: "
+                "the pass rate comes from it. Use `accuracy: observe_r1.rewards.AccuracyReward` once, and derive "
+                "others from Reward"
             )
         self.correctness = judges[0]
         names = Counter(reward.name for reward in self.rewards)
