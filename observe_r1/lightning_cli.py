@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich import get_console
 from transformers.utils.logging import disable_progress_bar
 
+from observe_r1.argument_errors import ShortErrors
 from observe_r1.callbacks.closing_summary import ClosingSummary
 from observe_r1.callbacks.health import Health
 from observe_r1.callbacks.lost_ranks import LostRanks
@@ -44,6 +45,10 @@ UNWANTED = (
 )
 
 
+class Parser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser, with short errors."""
+
+
 class ObserveR1CLI(LightningCLI):
     """Parses the command line and runs its subcommand."""
 
@@ -59,6 +64,7 @@ class ObserveR1CLI(LightningCLI):
             },
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            parser_class=Parser,
             parser_kwargs={"description": DESCRIPTION},
             **options,
         )
