@@ -1,0 +1,154 @@
+"""Every fenced block of README.md and docs/ is executed, or a comment before it says what is done instead.
+
+    <!-- run with: ARGUMENTS -->    these are added to what trains or evaluates, to keep it short
+    <!-- parsed only: REASON -->    the commands are parsed with all their configs, and not run
+    <!-- run by: TEST -->           that file runs it; it has to name the page
+    <!-- not run: REASON -->
+
+Blocks of a page run in its order, in one directory. A first line `# name.py` or `# name.yaml` writes the block to a file.
+Python runs, YAML is parsed behind the quick start, JSON is read, commands run in bash, `math` becomes MathML, and `text`
+is not code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from sybil import Document
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMENTS = re.compile(r"(?:<!--[^>]*-->\s*)*\Z")
+MARKER = re.compile(r"<!-- (run with|parsed only|run by|not run): ([^>]+?) -->")
+COMMANDS = ("observe-r1", "python")
+FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))\b")
+
+
+@dataclass
+class Block:
+    """A fenced block and what the comments before it say."""
+
+    place: str
+    language: str
+    text: str
+    markers: dict[str, str]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in its order."""
+    document = Document(page.read_text(), str(page))
+    found = []
+    for region in FencedCodeBlockLexer(r"[\w-]*", mapping={"language": "language", "source": "source"})(document):
+        before = document.text[: region.start]
+        comments = COMMENTS.search(before)
+        assert comments is not None
+        place = f"{page.relative_to(ROOT)}:{before.count(chr(10)) + 1}"
+        markers = dict(MARKER.findall(comments[0]))
+        found.append(Block(place, region.lexemes["language"], str(region.lexemes["source"]), markers))
+    return found
+
+
+class Commands:
+    """A shell in which `observe-r1` and `python` come from `command_server.py`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.binaries = directory / "bin"
+        self.binaries.mkdir()
+        server = Path(__file__).with_name("command_server.py")
+        for command in COMMANDS:
+            client = self.binaries / command
+            client.write_text(f"#!{sys.executable} -S\n" + server.read_text())
+            client.chmod(0o755)
+        self.socket = directory / "socket"
+        self.log = directory / "server.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, server, self.socket], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        while not self.socket.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def run(self, directory: Path, script: str, **environment: str) -> None:
+        path = os.pathsep.join([str(self.binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
+        added = {"PATH": path, "OBSERVE_R1_DOCS_SOCKET": str(self.socket), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        finished = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=directory,
+            env={**os.environ, **added, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout[-6000:]}"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.process.kill()
+    commands.process.wait()
+
+
+def execute(block: Block, directory: Path, commands: Commands) -> None:
+    """Does with a block what its language and its markers say."""
+    if "not run" in block.markers:
+        return
+    if "run by" in block.markers:
+        test = ROOT / block.markers["run by"]
+        assert Path(block.place).name.partition(":")[0] in test.read_text(), f"{test} does not name the page"
+        return
+    file = FILE.match(block.text)
+    if file is not None:
+        (directory / file[1]).write_text(block.text)
+    if block.language == "python":
+        file = directory / (file[1] if file is not None else "block.py")
+        file.write_text(block.text)
+        commands.run(directory, f"python {file}")
+    elif block.language == "yaml":
+        assert isinstance(yaml.safe_load(block.text), dict)
+        name = file[1] if file is not None else "block.yaml"
+        (directory / name).write_text(block.text)
+        commands.run(directory, f"observe-r1 fit --config quickstart.yaml --config {name}", OBSERVE_R1_DOCS_PARSE="1")
+    elif block.language == "json":
+        for line in block.text.splitlines():
+            json.loads(line)
+    elif block.language == "bash":
+        parse = {"OBSERVE_R1_DOCS_PARSE": "1"} if "parsed only" in block.markers else {}
+        commands.run(directory, block.text, OBSERVE_R1_DOCS_WITH=block.markers.get("run with", ""), **parse)
+    elif block.language == "math":
+        convert = pytest.importorskip("latex2mathml.converter").convert
+        assert "<math" in convert(block.text)
+    else:
+        assert block.language == "text", f"a block of language {block.language!r}: say what it is, or mark it `text`"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_of(page: Path, tmp_path: Path, commands: Commands) -> None:
+    for block in blocks(page):
+        try:
+            execute(block, tmp_path, commands)
+        except AssertionError as error:
+            pytest.fail(f"{block.place}\n{error}", pytrace=False)
+
+
+def test_every_fence_is_found() -> None:
+    """The blocks that are executed are all there are: as many as the lines that open and close one, halved."""
+    for page in PAGES:
+        fences = sum(line.lstrip().startswith("```") for line in page.read_text().splitlines())
+        assert len(blocks(page)) * 2 == fences, page.name
