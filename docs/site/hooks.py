@@ -1,7 +1,7 @@
 """Hooks of the documentation site: pages that lie outside of docs/, and formulas.
 
-The same files are read on a code host and as a site. README, changelog and the benchmarks become pages of the site where
-they lie; other files that a page links to (configurations, results, modules) are copied beside the pages.
+The same files are read on a code host and as a site. README, changelog and benchmarks become pages of the site, the
+configurations one page, and other files that a page links to (results, modules) are copied beside the pages.
 """
 
 from __future__ import annotations

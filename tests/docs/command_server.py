@@ -9,6 +9,7 @@ evaluates, and with OBSERVE_R1_DOCS_PARSE every command is parsed and not run.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -16,6 +17,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 COMMANDS = ("observe-r1", "python")
@@ -44,10 +46,8 @@ def ask(command: str, arguments: list[str], path: str) -> int:
 
 def serve(path: str) -> None:
     """Forks a process for every connection."""
-    import observe_r1.lightning_cli  # what commands import, and with it torch, Lightning and transformers
-    from observe_r1 import loading  # noqa: F401
-    from observe_r1.ladder_builder import build  # noqa: F401
-
+    for module in ("ladder_builder.build", "lightning_cli", "ladder.inspection", "ladder.importers"):
+        importlib.import_module(f"observe_r1.{module}")  # and with them torch, Lightning and transformers
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -68,6 +68,7 @@ def run(connection: socket.socket) -> None:
         os.dup2(stream, number)
         os.close(stream)
     request = json.loads(connection.makefile().readline())
+    threading.Thread(target=end_with_client, args=(connection,), daemon=True).start()
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -81,6 +82,12 @@ def run(connection: socket.socket) -> None:
         raise
     finally:
         connection.sendall(f"{code}\n".encode())
+
+
+def end_with_client(connection: socket.socket) -> None:
+    """Who kills the client means the command."""
+    if not connection.recv(1):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def execute(command: str, *arguments: str) -> None:

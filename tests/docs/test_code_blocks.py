@@ -5,9 +5,9 @@
     <!-- run by: TEST -->           that file runs it; it has to name the page
     <!-- not run: REASON -->
 
-Blocks of a page run in its order, in one directory. A first line `# name.py` or `# name.yaml` writes the block to a file.
-Python runs, YAML is parsed behind the quick start, JSON is read, commands run in bash, `math` becomes MathML, and `text`
-is not code.
+Blocks of a page run in its order, in one directory. A first line `# name.py` or `# name.yaml` names the file that a
+block is written to. Python runs, YAML is parsed behind the quick start, JSON is read, commands run in bash, `math`
+becomes MathML, and `text` is not code.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import latex2mathml.converter
 import pytest
-import yaml
 from sybil import Document
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
@@ -31,6 +31,11 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTS = re.compile(r"(?:<!--[^>]*-->\s*)*\Z")
 MARKER = re.compile(r"<!-- (run with|parsed only|run by|not run): ([^>]+?) -->")
+RESULTS = {  # what has to be there when a page has run
+    "your_data": ("data/shapes/held_out/ladder.json", "inspection.html", "runs/quickstart/version_0/summary.json"),
+    "extending": ("runs/quickstart/*/evaluation/shelf/*.json",),
+    "resuming": ("runs/quickstart/version_1/hf/model.safetensors", "runs/quickstart/version_2/summary.json"),
+}
 COMMANDS = ("observe-r1", "python")
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))\b")
 
@@ -53,7 +58,7 @@ def blocks(page: Path) -> list[Block]:
         before = document.text[: region.start]
         comments = COMMENTS.search(before)
         assert comments is not None
-        place = f"{page.relative_to(ROOT)}:{before.count(chr(10)) + 1}"
+        place = f"{page.name}:{before.count(chr(10)) + 1}"
         markers = dict(MARKER.findall(comments[0]))
         found.append(Block(place, region.lexemes["language"], str(region.lexemes["source"]), markers))
     return found
@@ -72,10 +77,10 @@ class Commands:
             client.chmod(0o755)
         self.socket = directory / "socket"
         self.log = directory / "server.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, server, self.socket], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+            command = [sys.executable, str(server), str(self.socket)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         while not self.socket.exists():
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
@@ -109,21 +114,18 @@ def execute(block: Block, directory: Path, commands: Commands) -> None:
     if "not run" in block.markers:
         return
     if "run by" in block.markers:
-        test = ROOT / block.markers["run by"]
-        assert Path(block.place).name.partition(":")[0] in test.read_text(), f"{test} does not name the page"
+        test, page = ROOT / block.markers["run by"], block.place.partition(":")[0]
+        assert page in test.read_text(), f"{test} does not name the page"
         return
-    file = FILE.match(block.text)
-    if file is not None:
-        (directory / file[1]).write_text(block.text)
+    named = FILE.match(block.text)
+    file = directory / (named[1] if named else f"block.{block.language}")
+    file.write_text(block.text)
     if block.language == "python":
-        file = directory / (file[1] if file is not None else "block.py")
-        file.write_text(block.text)
-        commands.run(directory, f"python {file}")
+        commands.run(directory, f"python {file.name}")
     elif block.language == "yaml":
-        assert isinstance(yaml.safe_load(block.text), dict)
-        name = file[1] if file is not None else "block.yaml"
-        (directory / name).write_text(block.text)
-        commands.run(directory, f"observe-r1 fit --config quickstart.yaml --config {name}", OBSERVE_R1_DOCS_PARSE="1")
+        commands.run(
+            directory, f"observe-r1 fit --config quickstart.yaml --config {file.name}", OBSERVE_R1_DOCS_PARSE="1"
+        )
     elif block.language == "json":
         for line in block.text.splitlines():
             json.loads(line)
@@ -131,8 +133,7 @@ def execute(block: Block, directory: Path, commands: Commands) -> None:
         parse = {"OBSERVE_R1_DOCS_PARSE": "1"} if "parsed only" in block.markers else {}
         commands.run(directory, block.text, OBSERVE_R1_DOCS_WITH=block.markers.get("run with", ""), **parse)
     elif block.language == "math":
-        convert = pytest.importorskip("latex2mathml.converter").convert
-        assert "<math" in convert(block.text)
+        assert "<math" in latex2mathml.converter.convert(block.text)
     else:
         assert block.language == "text", f"a block of language {block.language!r}: say what it is, or mark it `text`"
 
@@ -145,6 +146,34 @@ def test_blocks_of(page: Path, tmp_path: Path, commands: Commands) -> None:
             execute(block, tmp_path, commands)
         except AssertionError as error:
             pytest.fail(f"{block.place}\n{error}", pytrace=False)
+    for result in RESULTS.get(page.stem, ()):
+        assert list(tmp_path.glob(result)), result
+    if page.stem == "resuming":
+        assert not (tmp_path / "runs/quickstart/version_0/summary.json").exists(), "it was not killed in the middle"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```bash\nfalse\nls\n```",
+        "```bash\nobserve-r1 audit nowhere\n```",
+        "<!-- parsed only: x -->\n```bash\nobserve-r1 fit --config quickstart.yaml --model.sampling.temprature 1\n```",
+        "<!-- parsed only: x -->\n```bash\nobserve-r1 export last.ckpt out --dtipe float32\n```",
+        "```yaml\nmodel: {sampling: {temprature: 1}}\n```",
+        "```python\nimport observe_r1.nothing\n```",
+        '```json\n{"a": 1}\n{"b": 1\n```',
+        "```toml\na = 1\n```",
+        "<!-- run by: tests/test_tags.py -->\n```bash\nls\n```",
+        "<!-- any remark -->\n```bash\nfalse\n```",
+    ],
+)
+def test_what_does_not_run_is_found(text: str, tmp_path: Path, commands: Commands) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{text}\n")
+    (block,) = blocks(page)
+    with pytest.raises((AssertionError, ValueError)):
+        execute(block, tmp_path, commands)
 
 
 def test_every_fence_is_found() -> None:

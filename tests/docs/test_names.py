@@ -42,7 +42,8 @@ def test_public_names_are_documented(name: str) -> None:
     """By a docstring of their own, with every argument where there are any."""
     documented = look_up(name)
     docstring = vars(documented).get("__doc__") if inspect.isclass(documented) else documented.__doc__
-    assert docstring and not docstring.startswith(f"{documented.__name__}("), "no docstring of its own"
+    assert docstring, "no docstring"
+    assert not docstring.startswith(f"{documented.__name__}("), "the docstring of a dataclass that has none"
     if inspect.isclass(documented) and not dataclasses.is_dataclass(documented):  # fields are described beside them
         arguments = inspect.signature(documented).parameters if "__init__" in vars(documented) else ()
         assert [argument for argument in arguments if f"{argument}:" not in docstring] == []
