@@ -29,6 +29,9 @@ PAGES = {  # in the repository: in the site
     "benchmarks/README.md": "benchmarks.md",
     "configs": "configs.md",
 }
+SECTIONS = ("description", "parameters", "returns", "raises")  # of a docstring, which the source repeats
+HIDDEN = "".join(f", show_docstring_{section}: false" for section in SECTIONS)
+SOURCE_ALONE = f"options: {{show_source: true, show_signature: false, separate_signature: false{HIDDEN}}}"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(?=[)#])")
 
 
@@ -79,6 +82,7 @@ def shipped_configs() -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    markdown = markdown.replace("options: {show_source: true}", SOURCE_ALONE)
     folder = posixpath.dirname(page.file.src_uri) or "."
     return LINK.sub(lambda link: posixpath.relpath(_in_site(_in_repository(page.file, link[1])), folder), markdown)
 
