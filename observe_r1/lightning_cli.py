@@ -29,8 +29,9 @@ from observe_r1.module import ObserveR1
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. The subcommands below train and evaluate. Beside them: "
     "`observe-r1 ladder import`, `build` and `inspect` make a ladder from your own data, `audit` tries its answers on "
-    "the verification, `serve` starts a vLLM server for a training, `score` scores saved predictions again, `export` "
-    "makes a Hugging Face directory from a checkpoint, `report` shows a run on an HTML page; each has its own --help."
+    "the verification, `plan` says what memory and time a training will take, `serve` starts a vLLM server for a "
+    "training, `score` scores saved predictions again, `export` makes a Hugging Face directory from a checkpoint, "
+    "`report` shows a run on an HTML page; each has its own --help."
 )
 
 
