@@ -11,7 +11,6 @@ from typing import Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,6 +18,8 @@ from rich import get_console
 from rich.progress import Progress
 
 from observe_r1.callbacks.benchmark_picture import draw_examples, examples_of
+from observe_r1.callbacks.logger_media import log_picture
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.evaluation.asking import Asking, blocks_of, share, spread, weights_checksum
 from observe_r1.evaluation.benchmark import Benchmark
 from observe_r1.evaluation.metric import BenchmarkScores
@@ -107,8 +108,7 @@ class BenchmarkEvaluation(L.Callback):
     # ---- when -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
-        self._output = Path(self.directory or Path(run_directory or ".") / "evaluation")
+        self._output = Path(self.directory or (run_directory(trainer) or Path()) / "evaluation")
         if stage in ("fit", "validate"):
             for benchmark in self.benchmarks:
                 rank_zero_info(f"Benchmark {benchmark.name}: {len(benchmark.items)} questions")
@@ -246,11 +246,7 @@ class BenchmarkEvaluation(L.Callback):
         pairs = [(benchmark.prompt(prediction.position), prediction) for prediction in examples]
         picture = draw_examples(pairs, f"{benchmark.name}, step {trainer.global_step}: {result.headline()}")
         Image.fromarray(picture).save(path)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    f"{benchmark.name}/examples", picture, trainer.global_step, dataformats="HWC"
-                )
+        log_picture(trainer.loggers, f"{benchmark.name}/examples", picture, trainer.global_step)
 
 
 def sum_over_ranks(trainer: L.Trainer, count: int) -> int:

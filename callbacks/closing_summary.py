@@ -10,6 +10,7 @@ import lightning as L
 from observe_r1.callbacks.health import Health, SickRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.lookup import first_of
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.run_summary import RunSummary
 from observe_r1.callbacks.terminal import duration, say, show
 from observe_r1.experience import Experience
@@ -37,10 +38,10 @@ class ClosingSummary(L.Callback):
     def __init__(self) -> None:
         self.rollouts = 0
         self.wasted = 0.0  # sum of their shares
-        self.run_directory: str | None = None
+        self.run_directory: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
 
     def on_rollout_end(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> None:
         self.rollouts += 1
@@ -91,15 +92,15 @@ class ClosingSummary(L.Callback):
         """What was written, and the next command."""
         if self.run_directory is None:
             return {}
-        places, last = {"summary": str(Path(self.run_directory) / "summary.json")}, self._last_checkpoint(trainer)
+        places, last = {"summary": str(self.run_directory / "summary.json")}, self._last_checkpoint(trainer)
         if first_of(trainer, RunSummary) is None:
-            places = {"written to": self.run_directory}
+            places = {"written to": str(self.run_directory)}
         export = first_of(trainer, HFExport)
         if export is not None:
-            places["model"] = export.directory or str(Path(self.run_directory) / "hf")
-        places["curves"] = f"tensorboard --logdir {Path(self.run_directory).parent}"
+            places["model"] = export.directory or str(self.run_directory / "hf")
+        places["curves"] = f"tensorboard --logdir {self.run_directory.parent}"
         if last is not None:
-            config = Path(self.run_directory) / "config.yaml"
+            config = self.run_directory / "config.yaml"
             places["next"] = f"observe-r1 validate --config {config} --ckpt_path {last}"
         return places
 

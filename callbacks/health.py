@@ -10,9 +10,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.text import Text
 
+from observe_r1.callbacks.logger_media import log_text
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.terminal import say
 from observe_r1.experience import Experience
 from observe_r1.health.completions import LengthCollapse, LengthExplosion, RewardHacking, Templated
@@ -155,7 +156,7 @@ class Health(L.Callback):
         """Ends the run after an optimizer step, on all ranks, with a checkpoint of it unless its weights are lost."""
         text = f"{event.headline}: {event.evidence}. The run ends because model.on_sick is stop."
         if event.name != NonFinite.name:
-            path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "sick.ckpt"
+            path = (run_directory(trainer) or Path(trainer.default_root_dir)) / "checkpoints" / "sick.ckpt"
             trainer.save_checkpoint(path)
             text += f" To go on from here, with other settings: --ckpt_path {path}. It stops for other sicknesses only."
         else:
@@ -172,7 +173,7 @@ class Health(L.Callback):
 
 
 def tell(trainer: L.Trainer, event: Event) -> None:
-    """On the terminal, in the log and in TensorBoard."""
+    """On the terminal, in the log and in the loggers that show text."""
     if event.begins:
         headline = Text(f"Sick: {event.headline}: ", style="bold yellow")
         say(headline.append(f"{event.evidence}.", style="not bold"), f"  {event.advice}", "  More: docs/curves.md")
@@ -182,7 +183,5 @@ def tell(trainer: L.Trainer, event: Event) -> None:
     if logger.hasHandlers():
         level = logging.WARNING if event.begins else logging.INFO
         logger.log(level, "%s: %s. %s", event.headline, event.evidence, event.advice if event.begins else "")
-    for trainer_logger in trainer.loggers:
-        if isinstance(trainer_logger, TensorBoardLogger):
-            text = f"**{event.headline}** {event.evidence}. " + (event.advice if event.begins else "")
-            trainer_logger.experiment.add_text(f"health/{event.name}", text, trainer.global_step)
+    text = f"**{event.headline}** {event.evidence}. " + (event.advice if event.begins else "")
+    log_text(trainer.loggers, f"health/{event.name}", text, trainer.global_step)

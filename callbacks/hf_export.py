@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.module import ObserveR1
 
 
@@ -25,10 +26,10 @@ class HFExport(L.Callback):
             )
         self.directory = directory
         self.every_n_steps = every_n_steps
-        self.run_directory: str | None = None
+        self.run_directory: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         steps = trainer.global_step
@@ -43,7 +44,7 @@ class HFExport(L.Callback):
         """Writes the files; they appear together, under their final name only when all are there."""
         assert isinstance(module, ObserveR1)
         writes = trainer.is_global_zero  # the others help where weights are sharded
-        target = Path(self.directory or Path(self.run_directory or ".") / "hf")
+        target = Path(self.directory or (self.run_directory or Path()) / "hf")
         partial = target.with_name(target.name + ".partial")
         module.policy.save_pretrained(partial, writes)
         if not writes:

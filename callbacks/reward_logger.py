@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from observe_r1.callbacks.completions_picture import draw_completions
+from observe_r1.callbacks.logger_media import log_histograms, log_picture
+from observe_r1.callbacks.run_directory import run_directory
+from observe_r1.callbacks.saved_completions import DIRECTORY, save_completions
 from observe_r1.experience import Experience, PromptGroup
 from observe_r1.module import ObserveR1
 
@@ -18,8 +19,9 @@ from observe_r1.module import ObserveR1
 class RewardLogger(L.Callback):
     """After every rollout: histograms of rewards, advantages, weights and lengths; every so often a completions table.
 
-    The table is a picture (TensorBoard, and `completions/*.png` in the run directory) of some questions with their
-    image, the best and the worst completion; `completions/completions.jsonl` holds all completions of those rollouts.
+    The table is a picture (in loggers that show pictures, and `completions/*.png` in the run directory) of some
+    questions with their image, the best and the worst completion; `completions/completions.jsonl` holds all completions
+    of those rollouts and `completions/images` the images of the table.
     What the answer verification counted (time-outs, golds that do not parse) is logged under `verification/`.
 
     Args:
@@ -36,10 +38,10 @@ class RewardLogger(L.Callback):
         self.table_every_n_rollouts = table_every_n_rollouts
         self.rows = rows
         self.rollouts = 0
-        self.run_directory: str | None = None
+        self.run_directory: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: ObserveR1, experience: Experience) -> None:
         metrics = {f"verification/{name}": float(count) for name, count in experience.verdicts.items()}
@@ -66,46 +68,14 @@ class RewardLogger(L.Callback):
             "histogram/pass_rate": torch.tensor([score.pass_rate for score in scores]),
             "histogram/length": torch.tensor([len(c) for group in experience.groups for c in group.completions]),
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for name, values in histograms.items():
-                    logger.experiment.add_histogram(name, values.float(), global_step=trainer.global_step)
+        log_histograms(trainer.loggers, histograms, trainer.global_step)
 
     def _log_table(self, trainer: L.Trainer, groups: list[PromptGroup]) -> None:
         picture = draw_completions(groups[: self.rows], f"step {trainer.global_step}")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("completions", picture, trainer.global_step, dataformats="HWC")
+        log_picture(trainer.loggers, "completions", picture, trainer.global_step)
         if self.run_directory is None:
             return
         from PIL import Image
 
-        directory = Path(self.run_directory) / "completions"
-        directory.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(directory / f"step-{trainer.global_step:06d}.png")
-        with (directory / "completions.jsonl").open("a", encoding="utf-8") as file:
-            for group in groups:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(group, trainer.global_step))
-
-
-def _rows(group: PromptGroup, step: int) -> list[dict[str, Any]]:
-    assert group.scores is not None
-    scores, prompt = group.scores, group.prompt.prompt
-    return [
-        {
-            "step": step,
-            "id": prompt.id,
-            "position": prompt.position,
-            "difficulty": prompt.difficulty,
-            "gold": prompt.gold.answer,
-            "completion": completion.text,
-            "tokens": len(completion),
-            "truncated": completion.truncated,
-            "reward": round(float(scores.reward[number]), 6),
-            **{f"reward/{name}": round(float(part[number]), 6) for name, part in scores.parts.items()},
-            "correct": bool(scores.correct[number]),
-            "advantage": round(float(scores.advantage[number]), 6),
-            "weight": round(scores.weight, 6),
-        }
-        for number, completion in enumerate(group.completions)
-    ]
+        save_completions(self.run_directory, "completions.jsonl", groups, trainer.global_step, with_pictures=self.rows)
+        Image.fromarray(picture).save(self.run_directory / DIRECTORY / f"step-{trainer.global_step:06d}.png")

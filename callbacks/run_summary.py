@@ -15,6 +15,7 @@ import torch
 
 from observe_r1.callbacks.health import Health
 from observe_r1.callbacks.lookup import first_of
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.module import ObserveR1
 
 PACKAGES = ("observe-r1", "torch", "transformers", "lightning", "webdataset", "torchmetrics", "math-verify")
@@ -31,11 +32,11 @@ class RunSummary(L.Callback):
         self.validations: list[dict[str, Any]] = []
         self.started = time.time()
         self.seconds_before = 0.0
-        self.run_directory: str | None = None
+        self.run_directory: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.started = time.time()
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ObserveR1)
@@ -68,7 +69,7 @@ class RunSummary(L.Callback):
         """Writes the file, on the first rank; called on all of them."""
         summary = self.content(trainer, module, status)
         if trainer.is_global_zero and self.run_directory is not None:
-            path = Path(self.run_directory) / "summary.json"
+            path = self.run_directory / "summary.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

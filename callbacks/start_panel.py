@@ -10,6 +10,7 @@ import torch
 
 from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.lookup import first_of
+from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.terminal import optimizer_steps, show
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
@@ -21,7 +22,7 @@ class StartPanel(L.Callback):
     """Says before the first step what a run is: on a terminal in a frame, elsewhere in plain lines."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run_directory = trainer.log_dir  # asks the other ranks, so all of them have to be here
+        self.run_directory = run_directory(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ObserveR1)
@@ -29,7 +30,7 @@ class StartPanel(L.Callback):
             show("observe_r1", rows(trainer, pl_module, self.run_directory))
 
 
-def rows(trainer: L.Trainer, module: ObserveR1, run_directory: str | None) -> dict[str, str]:
+def rows(trainer: L.Trainer, module: ObserveR1, directory: Path | None) -> dict[str, str]:
     """What the panel says, by name."""
     found = {
         "model": model(module),
@@ -40,11 +41,11 @@ def rows(trainer: L.Trainer, module: ObserveR1, run_directory: str | None) -> di
         "runs on": devices(trainer),
         "health": f"{ON_SICK[module.on_sick]} (model.on_sick: {module.on_sick})",
     }
-    if run_directory is not None:
-        found["written to"] = run_directory
-        found["watch"] = f"tensorboard --logdir {Path(run_directory).parent}"
+    if directory is not None:
+        found["written to"] = str(directory)
+        found["watch"] = f"tensorboard --logdir {directory.parent}"
         if getattr(trainer.checkpoint_callback, "save_last", None):
-            found["resume"] = f"add --ckpt_path {Path(run_directory) / 'checkpoints' / 'last.ckpt'}"
+            found["resume"] = f"add --ckpt_path {directory / 'checkpoints' / 'last.ckpt'}"
     return {name: value for name, value in found.items() if value}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from observe_r1.atomic_files import intact
 
 if TYPE_CHECKING:
     from observe_r1.policy import Policy
@@ -15,23 +17,33 @@ POLICY = "policy."  # attribute of the LightningModule
 
 def drop_frozen(checkpoint: dict[str, Any], policy: Policy) -> None:
     """Takes out the weights below adapters: they never change and are loaded from their own files."""
-    for name in _frozen(policy) & checkpoint.get("state_dict", {}).keys():
+    frozen = {f"{POLICY}{name}" for name in unsaved(policy)}
+    for name in frozen & checkpoint.get("state_dict", {}).keys():
         del checkpoint["state_dict"][name]
 
 
 def restore_frozen(checkpoint: dict[str, Any], policy: Policy) -> None:
     """Puts the loaded weights where a strict load of the state looks for them."""
     if "state_dict" in checkpoint:  # sharded strategies keep the weights elsewhere
-        weights = {f"{POLICY}{name}": weight for name, weight in policy.state_dict().items()}
-        for name in _frozen(policy) - checkpoint["state_dict"].keys():
-            checkpoint["state_dict"][name] = weights[name]
+        weights = policy.state_dict()
+        # what belongs to quantised weights comes with them, and is no parameter that a load looks for
+        names = unsaved(policy) & {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+        for name in names:
+            checkpoint["state_dict"].setdefault(f"{POLICY}{name}", weights[name])
 
 
-def _frozen(policy: Policy) -> set[str]:
+def unsaved(policy: Policy) -> set[str]:
+    """Names of the state below adapters: frozen weights, and the scales of those in 4 bits."""
     if not policy.has_adapters:
         return set()
     named = policy.named_parameters(remove_duplicate=False)
-    return {f"{POLICY}{name}" for name, parameter in named if not parameter.requires_grad}
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    return {name for name in policy.state_dict() if not frozen.isdisjoint(_and_parents(name))}
+
+
+def _and_parents(name: str) -> list[str]:
+    """`a.b`: `a` and `a.b`."""
+    return list(accumulate(name.split("."), "{}.{}".format))
 
 
 LIGHTNINGS_OWN = ("", "last", "best", "hpc", "null")  # values of --ckpt_path that are no files
@@ -58,11 +70,11 @@ def check_file(path: str) -> None:
     """
     import torch
 
-    if not Path(path).exists():
+    if not intact(path).exists():
         raise ValueError(
             f"ckpt_path: no file {path!r}. Checkpoints lie in RUN_DIRECTORY/checkpoints, such as last.ckpt."
         )
-    if Path(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
+    if intact(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
         return
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from observe_r1.telemetry import switch_off
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `observe-r1`; `arguments` stand for those of the process."""
+    switch_off()
     sys.argv[1:] = [locate_config(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     # class_path finds a reward or callback in a file where the command is started, or beside a config
     configs = [argument.rpartition("=")[2] for argument in sys.argv if argument.endswith(".yaml")]

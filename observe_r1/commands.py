@@ -51,6 +51,13 @@ def export(arguments: Sequence[str]) -> None:
     _run("export", export_checkpoint, arguments)
 
 
+def report(arguments: Sequence[str]) -> None:
+    """`observe-r1 report RUN_DIR`."""
+    from observe_r1.run_report.report import report_run
+
+    _run("report", report_run, arguments)
+
+
 def serve(arguments: Sequence[str]) -> None:
     """`observe-r1 serve --config ...`: the configs of a training, and how its vLLM server is started."""
     from observe_r1.serve import ServeCLI, serve
@@ -61,6 +68,21 @@ def serve(arguments: Sequence[str]) -> None:
         serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
     except ValueError as error:
         sys.exit(f"observe-r1 serve: {error}")
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """`observe-r1 plan --config ...`: memory and time of a training; exit code 1 where it does not fit."""
+    from observe_r1.lightning_cli import quiet_lightning
+    from observe_r1.plan import PlanCLI, plan
+
+    quiet_lightning()
+    sys.argv[1:] = arguments
+    cli = PlanCLI(run=False)
+    try:
+        made = plan(cli.model, cli.datamodule, cli.trainer_options, cli.config_init.plan)
+    except ValueError as error:
+        sys.exit(f"observe-r1 plan: {error}")
+    sys.exit(made.exit_code)
 
 
 def _run(name: str, command: Any, arguments: Sequence[str], as_positional: bool = True) -> None:
@@ -79,5 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "audit": audit,
     "score": score,
     "export": export,
+    "report": report,
     "serve": serve,
+    "plan": plan,
 }

@@ -16,16 +16,20 @@ from transformers.utils.logging import disable_progress_bar
 from observe_r1.callbacks.closing_summary import ClosingSummary
 from observe_r1.callbacks.health import Health
 from observe_r1.callbacks.lost_ranks import LostRanks
+from observe_r1.callbacks.preemption import Preemption
 from observe_r1.callbacks.progress_bar import progress_display
+from observe_r1.callbacks.run_config import RunConfig
+from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
 from observe_r1.callbacks.start_panel import StartPanel
 from observe_r1.datamodules import NeuraLadderDataModule
+from observe_r1.last_checkpoint import find_last
 from observe_r1.module import ObserveR1
 
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. The subcommands below train and evaluate. Beside them: "
     "`observe-r1 ladder import`, `build` and `inspect` make a ladder from your own data, `audit` tries its answers on "
     "the verification, `serve` starts a vLLM server for a training, `score` scores saved predictions again, `export` "
-    "makes a Hugging Face directory from a checkpoint; each has its own --help."
+    "makes a Hugging Face directory from a checkpoint, `report` shows a run on an HTML page; each has its own --help."
 )
 
 
@@ -49,8 +53,12 @@ class ObserveR1CLI(LightningCLI):
             NeuraLadderDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [LostRanks()], "enable_model_summary": False},  # the start panel has more
-            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "callbacks": [LostRanks(), Preemption(), SharedCheckpoints()],
+                "enable_model_summary": False,  # the start panel has more
+            },
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             parser_kwargs={"description": DESCRIPTION},
             **options,
         )
@@ -72,6 +80,13 @@ class ObserveR1CLI(LightningCLI):
             shown += [StartPanel(), ClosingSummary()]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*self.trainer_defaults["callbacks"], *shown]}
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        options = self.config_init[self.subcommand]
+        if options.ckpt_path == "last":
+            options.ckpt_path = find_last(self.trainer)
+
+    before_validate = before_test = before_predict = before_fit
 
 
 def quiet_lightning() -> None:

@@ -15,7 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.encoding import PromptOptions
+from observe_r1.offloading import OffloadedWeights
 from observe_r1.policy import Policy
+from observe_r1.quantization import KINDS, Quantization, compute_alike, quantization_config
 from observe_r1.sharding import shard_like
 
 
@@ -48,8 +50,11 @@ class PolicyOptions:
         prefix_attention: Kernels of the shared-prefix forward. `auto`: `varlen` on CUDA in half precision, `two_pass`
             on the CPU, `sdpa` elsewhere. `flash_attn` needs its package (extra `flash-attn`).
         freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
-        gradient_checkpointing: Compute activations again in the backward instead of keeping them.
+        gradient_checkpointing: Compute the activations of every block again in the backward instead of keeping them;
+            `text` or `vision` in the blocks of that part only.
         lora: Train adapters only.
+        quantization: Below adapters, `nf4` or `fp4` keeps the linear layers of the text model in 4 bits (extra
+            `qlora`); the vision tower and the output layer stay as they are.
         logprob_chunk_tokens: Number of completion tokens that have logits at once.
     """
 
@@ -58,9 +63,25 @@ class PolicyOptions:
     forward: Literal["shared_prefix", "padded"] = "shared_prefix"
     prefix_attention: Literal["auto", "sdpa", "two_pass", "varlen", "flash_attn"] = "auto"
     freeze: list[str] = field(default_factory=list)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["text", "vision"] = True
     lora: LoraOptions | None = None
+    quantization: Quantization | None = None
     logprob_chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.quantization not in (None, *KINDS):
+            raise ValueError(
+                f"policy.quantization is {self.quantization!r}: use {' or '.join(KINDS)}, or null for none."
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"policy.quantization is {self.quantization}, and weights in 4 bits cannot be trained: set policy.lora "
+                "(--config policy/qlora.yaml), or policy.quantization to null."
+            )
+        if self.gradient_checkpointing not in (True, False, "text", "vision"):
+            raise ValueError(
+                f"policy.gradient_checkpointing is {self.gradient_checkpointing!r}: use true, false, text or vision."
+            )
 
 
 def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
@@ -84,16 +105,37 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, e
         with torch.device("meta") if empty else nullcontext():
             model = _add_adapters(model, options.lora)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if options.lora is not None:
-            model.enable_input_require_grads()
+        _checkpoint_blocks(model, options)
     return _policy(model.train(), options)
+
+
+def _checkpoint_blocks(model: Any, options: PolicyOptions) -> None:
+    base = model.get_base_model() if options.lora is not None else model
+    towers = {"vision": getattr(base.model, "visual", None), "text": base.get_decoder()}
+    chosen = base if options.gradient_checkpointing is True else towers[str(options.gradient_checkpointing)]
+    if chosen is None:
+        raise ValueError(f"policy.gradient_checkpointing is vision, and {type(base).__name__} has no vision tower.")
+    chosen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if options.lora is not None and chosen is not towers["vision"]:
+        model.enable_input_require_grads()
 
 
 def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
     """A frozen copy of the model the policy starts from, for the KL term."""
     model = _load_model(options, dtype, empty)
     return _policy(model, options).requires_grad_(False).eval()
+
+
+def offload(policy: Policy, device: torch.device, by_block: bool) -> Policy:
+    """Keeps the weights of a frozen policy in the memory of the CPU; see `Policy.at_hand`."""
+    blocks = _blocks(policy) if by_block else []
+    policy.offloaded = OffloadedWeights(policy, blocks, device)
+    return policy
+
+
+def _blocks(policy: Policy) -> list[torch.nn.Module]:
+    """Of the text model and the vision tower."""
+    return [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
@@ -133,8 +175,7 @@ def shard_policy(
     """
     full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
     policy = load(options, dtype, empty=True)
-    blocks = [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
-    shard_like(policy, blocks, full, mesh, compute_dtype, ("next_logits",))
+    shard_like(policy, _blocks(policy), full, mesh, compute_dtype, ("next_logits",))
     policy.in_lockstep = True
     return policy
 
@@ -150,9 +191,15 @@ def _load_model(options: PolicyOptions, dtype: torch.dtype, empty: bool = False)
             )
         model.generation_config = GenerationConfig.from_pretrained(path)
         return model
-    return AutoModelForImageTextToText.from_pretrained(
-        locate(options.pretrained), dtype=dtype, attn_implementation=options.attn_implementation
+    quantized = options.quantization
+    model = AutoModelForImageTextToText.from_pretrained(
+        locate(options.pretrained),
+        dtype=dtype,
+        attn_implementation=options.attn_implementation,
+        quantization_config=None if quantized is None else quantization_config(quantized, dtype),
     )
+    compute_alike(model)
+    return model
 
 
 def locate(pretrained: str) -> str:

@@ -160,7 +160,10 @@ class ObserveR1(L.LightningModule):
         self.encoder = PromptEncoder(processor, self.prompt_options)
         has_reference = self.kl.coefficient > 0 and self.policy_options.lora is None  # or the base without adapters
         self.policy, reference = load_models(
-            self.trainer.strategy, self.policy_options, str(self.trainer.precision), has_reference
+            self.trainer.strategy,
+            self.policy_options,
+            str(self.trainer.precision),
+            self.kl.reference_offload if has_reference else None,
         )
         self._reference = [] if reference is None else [reference]
 
@@ -204,6 +207,8 @@ class ObserveR1(L.LightningModule):
         self.verdicts["train"].update(experience.verdicts)
         self.rollout_figures = experience.metrics
         self.call_callbacks("on_rollout_end", experience)
+        for logger in self.loggers:  # not by `log`, which would repeat what this rollout had and a later one has not
+            logger.log_metrics(self.rollout_figures, step=self.trainer.global_step)
         return experience
 
     def _start_rollout(self, source: PromptSource, count: int) -> StartedRollout:
@@ -324,7 +329,7 @@ class ObserveR1(L.LightningModule):
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
-    def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> None:
+    def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
         answers = self._answer(sealed.content, self.greedy)
         judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(
@@ -333,6 +338,7 @@ class ObserveR1(L.LightningModule):
             torch.tensor([is_well_formed(group.completions[0].text) for group in judged]),
             torch.tensor([len(group.completions[0]) for group in judged]),
         )
+        return Sealed(answers)
 
     def on_validation_epoch_end(self) -> None:
         figures = self.validation_figures = self.pass_rate.compute()
@@ -376,7 +382,7 @@ class ObserveR1(L.LightningModule):
             self._step_sums = {}
             shown = {name: self.rollout_figures.get(f"rollout/{name}", 0.0) for name in ("reward", "pass_rate")}
             self.log_dict(shown, prog_bar=True, logger=False)
-            self.log_dict(self.rollout_figures)
+            self.log_dict(self.rollout_figures, logger=False)  # for ModelCheckpoint
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-_TAG = re.compile(r"</?(?:observe|think|answer)>")
+TAG = re.compile(r"</?(?:observe|think|answer)>")
 _ANSWER_TAG = re.compile(r"</?answer>")
 
 _OBSERVE_BEFORE = ["<observe>", "</observe>", "<think>", "</think>", "<answer>", "</answer>"]
@@ -27,7 +27,7 @@ def is_well_formed(text: str) -> bool:
     `<think>` block must hold text of its own before or after the `<observe>` block. Nested, repeated or unclosed tags
     break the form. Takes time linear in the text up to the seventh tag, where reading stops.
     """
-    matches = list(islice(_TAG.finditer(text), len(_OBSERVE_BEFORE) + 1))
+    matches = list(islice(TAG.finditer(text), len(_OBSERVE_BEFORE) + 1))
     tags = [match.group() for match in matches]
     if tags not in (_OBSERVE_BEFORE, _OBSERVE_WITHIN):
         return False

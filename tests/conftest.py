@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -60,3 +63,20 @@ class CommandLine:
 def command_line() -> type[CommandLine]:
     """Give it the directory to run in."""
     return CommandLine
+
+
+@pytest.fixture(scope="session")
+def browser() -> Callable[..., Any]:
+    """Opens a page in a real browser: `browser(page, "light" or "dark", *widths)` gives what was found there."""
+    pytest.importorskip(
+        "PySide6.QtWebEngineCore", reason="PySide6-WebEngine, part of the extra dev", exc_type=ImportError
+    )
+    script = Path(__file__).parent / "run_report" / "browser.py"
+
+    def open_page(page: Path, scheme: str, *widths: int) -> Any:
+        command = [sys.executable, str(script), str(page), scheme, *map(str, widths)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout.splitlines()[-1])
+
+    return open_page

@@ -16,6 +16,12 @@ from observe_r1.module import ObserveR1
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 ABLATIONS = sorted(path.name for path in (CONFIGS / "ablations").glob("*.yaml"))
+LOGGERS = {
+    "csv.yaml": ["CSVLogger"],
+    "mlflow.yaml": ["TensorBoardLogger", "MLFlowLogger"],
+    "tensorboard.yaml": ["TensorBoardLogger"],
+    "wandb.yaml": ["TensorBoardLogger", "WandbLogger"],
+}
 STRATEGIES = sorted(path.name for path in (CONFIGS / "strategies").glob("*.yaml"))
 
 # What stands in for the GPUs and the billions of parameters.
@@ -50,8 +56,22 @@ def test_strategies_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, na
         [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"]
     )
     assert config.trainer.strategy is not None
-    expected = {"ddp.yaml": "ddp", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
+    expected = {"ddp.yaml": "ddp", "fsdp.yaml": "FSDP2", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
     assert expected in str(config.trainer.strategy)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (CONFIGS / "loggers").glob("*.yaml")))
+def test_loggers_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Parsed, not instantiated: that makes directories and data bases."""
+    quickstart = instantiate(monkeypatch, f"--config={CONFIGS / 'quickstart.yaml'}", *STAND_IN)
+    for experiment in ("quickstart.yaml", "observe_r1_7b.yaml"):
+        config = quickstart.parser.parse_args(
+            [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'loggers' / name}"]
+        )
+        chosen = config.trainer.logger
+        loggers = chosen if isinstance(chosen, list) else [chosen]
+        assert [logger.class_path.rpartition(".")[2] for logger in loggers] == LOGGERS[name]
+        assert all(logger.init_args.save_dir == "runs" for logger in loggers if "save_dir" in logger.init_args)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

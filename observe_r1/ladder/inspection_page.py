@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -11,33 +10,19 @@ from pathlib import Path
 
 from PIL import Image
 
+from observe_r1.html_page import frame
 from observe_r1.ladder.images import StoredImage
 from observe_r1.ladder.inspection import Inspection
 from observe_r1.ladder.inspection_terminal import complexity_histogram, shards
 from observe_r1.ladder.sample import Sample
 from observe_r1.ladder.stored import question_of
-
-THUMBNAIL = 320  # pixels of the longer side
-SMALL_FILE = 40_000  # bytes up to which an image is shown as it is stored
-MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+from observe_r1.thumbnails import SMALL_FILE, data_address, thumbnail
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7; --bar: #3b6fd4; --card: #f6f8fb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #333b48; --card: #1b212b; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; } .soft { color: var(--soft); }
-.columns { display: flex; flex-wrap: wrap; gap: 2rem; } .columns > div { flex: 1 1 20rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .15rem .5rem; text-align: right; font-weight: normal; }
-th:first-child { text-align: left; white-space: nowrap; }
 .matrix { font-size: .8rem; } .matrix td { min-width: 2.6rem; padding: .2rem .3rem; border: 1px solid var(--line); }
 .bars td:nth-child(3) { text-align: left; width: 14rem; }
 .bar { background: var(--bar); height: .8rem; border-radius: 2px; }
 .problems li { margin: .2rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; font-size: .88rem; }
-.card img { max-width: 100%; display: block; margin: 0 auto .5rem; background: #fff; }
-.card p { margin: .35rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -69,13 +54,7 @@ def page(found: Inspection) -> str:
         "<h2>Examples</h2>" if found.examples else "",
         *(_examples(name, found.examples[name]) for name in found.level_names if found.examples.get(name)),
     ]
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(found.name)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
+    return frame(found.name, "\n".join(part for part in parts if part), STYLE)
 
 
 def _problems(problems: Sequence[str]) -> str:
@@ -166,12 +145,8 @@ def _card(sample: Sample[StoredImage]) -> str:
 
 def picture(image: StoredImage) -> str:
     """The image as a data address, scaled down where it is large."""
-    data, mime = image.data, MIME[image.extension]
+    data, extension = image.data, image.extension
     if len(data) > SMALL_FILE:
         with Image.open(io.BytesIO(data)) as opened:
-            small = opened.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            small.save(buffer, format="JPEG", quality=80)
-        data, mime = buffer.getvalue(), "image/jpeg"
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+            data, extension = thumbnail(opened)
+    return data_address(data, extension)
