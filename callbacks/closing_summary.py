@@ -12,7 +12,7 @@ from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.run_summary import RunSummary
-from observe_r1.callbacks.terminal import duration, say, show
+from observe_r1.callbacks.terminal import duration, say, show, tensorboard
 from observe_r1.experience import Experience
 from observe_r1.module import ObserveR1
 
@@ -98,7 +98,9 @@ class ClosingSummary(L.Callback):
         export = first_of(trainer, HFExport)
         if export is not None:
             places["model"] = export.directory or str(self.run_directory / "hf")
-        places["curves"] = f"tensorboard --logdir {self.run_directory.parent}"
+        places["look at it"] = f"observe-r1 report {self.run_directory}"
+        if tensorboard(trainer, self.run_directory):
+            places["look at it"] += f", {tensorboard(trainer, self.run_directory)}"
         if last is not None:
             config = self.run_directory / "config.yaml"
             places["next"] = f"observe-r1 validate --config {config} --ckpt_path {last}"

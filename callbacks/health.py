@@ -41,7 +41,8 @@ class Health(L.Callback):
 
     Every `observe-r1 fit` has it. What it does then is `model.on_sick`; `--health.RULE=null` leaves out a rule and
     `--health.RULE.OPTION=...` changes it. docs/curves.md shows what the sicknesses look like. Warnings go to the
-    terminal, the log of this module, TensorBoard (text, and `health/RULE` with 1 while it lasts) and `summary.json`.
+    terminal, the log of this module, TensorBoard and W&B (text, and `health/RULE`, 1 while it lasts) and
+    `summary.json`.
 
     All figures are of all ranks, so all ranks come to the same conclusion at the same time.
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import platform
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ class RunSummary(L.Callback):
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
             "skipped": skipped,
             "shards_with_problems": data.shard_problems(),
-            "health": [] if health is None else [asdict(event) for event in health.watch.events],
+            "health": [] if health is None else health.watch.warnings(),
             "verdicts": {split: dict(counts) for split, counts in module.verdicts.items()},
             "versions": versions(),
         }

@@ -11,7 +11,7 @@ import torch
 from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
-from observe_r1.callbacks.terminal import optimizer_steps, show
+from observe_r1.callbacks.terminal import optimizer_steps, show, tensorboard
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
 
@@ -43,7 +43,7 @@ def rows(trainer: L.Trainer, module: ObserveR1, directory: Path | None) -> dict[
     }
     if directory is not None:
         found["written to"] = str(directory)
-        found["watch"] = f"tensorboard --logdir {directory.parent}"
+        found["watch"] = tensorboard(trainer, directory)
         if getattr(trainer.checkpoint_callback, "save_last", None):
             found["resume"] = f"add --ckpt_path {directory / 'checkpoints' / 'last.ckpt'}"
     return {name: value for name, value in found.items() if value}
@@ -71,7 +71,9 @@ def memory(trainer: L.Trainer, module: ObserveR1) -> str:
     known = {"weights": weights, "gradients": gradients, "Adam": 2 * gradients * is_adam, "reference": reference}
     parts = ", ".join(f"{name} {gigabytes(amount)}" for name, amount in known.items() if amount)
     is_measured = first_of(trainer, DryRun) is not None
-    rest = "activations, which the dry run measures" if is_measured else "activations (add DryRun to measure them)"
+    rest = (
+        "activations, which the dry run measures" if is_measured else "activations (`observe-r1 plan` estimates them)"
+    )
     return f"{gigabytes(sum(known.values()))} for one copy ({parts}), and {rest}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich import get_console
 from rich.console import Console, RenderableType
 from rich.panel import Panel
@@ -62,3 +65,9 @@ def optimizer_steps(trainer: L.Trainer) -> int | None:
     if epochs is not None and epochs >= 0 and micro_batches != float("inf"):
         limits.append(epochs * -(-int(micro_batches) // trainer.accumulate_grad_batches))
     return min(limits, default=None)
+
+
+def tensorboard(trainer: L.Trainer, run_directory: Path) -> str:
+    """The command that shows the curves of all runs of the experiment; empty where another logger has them."""
+    is_used = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    return f"tensorboard --logdir {run_directory.parent}" if is_used else ""

@@ -76,6 +76,18 @@ class Watch:
         self.events += events
         return events
 
+    def warnings(self) -> list[dict[str, Any]]:
+        """The sicknesses that began, with the step at which each was over; `until` is None while it lasts."""
+        found: list[dict[str, Any]] = []
+        for event in self.events:
+            if event.begins:
+                told = {"name": event.name, "step": event.step, "until": None, "message": event.evidence}
+                found.append({**told, "advice": event.advice, "stops": event.stops})
+            else:
+                last = next(warning for warning in reversed(found) if warning["name"] == event.name)
+                last["until"] = event.step
+        return found
+
     @property
     def marks(self) -> dict[str, float]:
         """1 for every sickness that goes on, 0 for the others."""

@@ -162,6 +162,8 @@ def test_a_sickness_warns_once_and_only_after_enough_readings(states: list[int |
             assert [event.begins for event in events] == [not active]
             active, known = not active, []
     assert watch.marks == {"script": float(active)}
+    open_ended = [warning["until"] is None for warning in watch.warnings()]
+    assert open_ended == [False] * (len(open_ended) - 1) + [active] * bool(open_ended)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=80), st.integers(1, 6))
