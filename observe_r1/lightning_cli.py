@@ -16,7 +16,8 @@ DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. The subcommands below train and evaluate. Beside them: "
     "`observe-r1 ladder import`, `build` and `inspect` make a ladder from your own data, `audit` tries its answers on "
     "the verification, `plan` says what memory and time a training will take, `serve` starts a vLLM server for a "
-    "training, `score` scores saved predictions again, `export` makes a Hugging Face directory from a checkpoint; each has its own --help."
+    "training, `score` scores saved predictions again, `export` makes a Hugging Face directory from a checkpoint; each "
+    "has its own --help."
 )
 
 
