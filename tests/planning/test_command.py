@@ -45,6 +45,11 @@ def test_the_quick_start_fits_and_is_written_for_machines(tmp_path: Path, comman
     assert not (tmp_path / "data").exists()  # and nothing was started
 
 
+def test_an_error_has_an_exit_code_of_its_own(tmp_path: Path, command_line: Any) -> None:
+    output = command_line(tmp_path)("plan", "--config", "quickstart.yaml", "--plan.device", "abacus", expect=2)
+    assert "observe-r1 plan: plan.device is 'abacus'. Choose one of a100-40gb" in output
+
+
 @pytest.mark.slow
 def test_seven_billion_parameters_without_gpu_deepspeed_or_download(tmp_path: Path, command_line: Any) -> None:
     """16 bytes for a parameter, and one of 80 GB cannot hold 8.3 billion of them; eight can."""

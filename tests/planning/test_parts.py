@@ -235,7 +235,7 @@ def test_a_plan_that_does_not_fit_says_what_helps_in_order() -> None:
     plan = make_plan(SMALL, device, PlanOptions(text_tokens=32, image_pixels=56**2))
     assert plan.exit_code == 1
     text = " ".join(plan.advice)
-    remedies = ("sequences_per_batch", "accumulate_grad_batches (now 1)", "max_new_tokens (now 16)", "fsdp2.yaml")
+    remedies = ("fsdp2.yaml", "sequences_per_batch (now 128)", "grad_batches (now 1)", "max_new_tokens (now 16)")
     places = [text.index(remedy) for remedy in remedies]
     assert places == sorted(places)
 
