@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/rank_balance.py [--rounds 3] [--rollouts 4] [--out FILE]
 
 By cost, for several numbers of ranks: rollouts of ragged lengths are dealt out both ways, and the share of the time
-that ranks wait at micro-batches follows from the costs alone. By time, on two processes (two cores): the quick start
+that ranks wait at micro-batches follows from the costs alone. By time, on two and four processes: the quick start
 with scripted completions of the same kind of lengths; a round trains with each strategy both ways, one after the other,
 and what is compared are the seconds from a sampled rollout to its last optimizer step, exchange and reference pass
 included: by the clock, and as CPU time of the busiest rank between two points where ranks wait for each other, which is
@@ -35,6 +35,7 @@ PACKAGES = ("torch", "transformers", "lightning")
 # a model of the size of Qwen2.5-VL-3B, its vision tower trained
 THREE_BILLION = TokenCost(attention=5.3e-5, head=0.112, vision=0.229, vision_attention=3.7e-6)
 SHAPES = ((2, 32, 8, 1, 4), (8, 128, 8, 1, 4), (8, 128, 8, 16, 1), (8, 512, 16, 4, 4), (64, 512, 16, 1, 4))
+CASES = (("ddp", 2), ("fsdp2", 2), ("ddp", 4))  # strategy, ranks
 SIGMA = 0.8  # of the logarithm of lengths
 
 # beside the run, as a user's own file
@@ -153,14 +154,14 @@ def number(plan: RankPlan, group: int, world: int) -> int:
     return rank + place * world
 
 
-def train(directory: Path, strategy: str, balanced: bool, rollouts: int, ladder: Path) -> Result:
+def train(directory: Path, strategy: str, ranks: int, balanced: bool, rollouts: int, ladder: Path) -> Result:
     """Seconds per rollout of one training, without sampling."""
     directory.mkdir()
     (directory / "lognormal.py").write_text(SCRIPTED)
     options = [
         "--config=quickstart.yaml",
         "--trainer.accelerator=cpu",
-        "--trainer.devices=2",
+        f"--trainer.devices={ranks}",
         f"--trainer.strategy={strategy}",
         "--trainer.accumulate_grad_batches=4",
         f"--trainer.max_steps={rollouts}",
@@ -179,9 +180,11 @@ def train(directory: Path, strategy: str, balanced: bool, rollouts: int, ladder:
     subprocess.run(
         [sys.executable, "-m", "observe_r1", "fit", *options], cwd=directory, check=True, capture_output=True
     )
-    noted = [json.loads((directory / f"noted{rank}.json").read_text()) for rank in (0, 1)]
+    noted = [json.loads((directory / f"noted{rank}.json").read_text()) for rank in range(ranks)]
     wall, busy = [], []
-    for stamps in zip(*(ranks["rollouts"][1:] for ranks in noted), strict=True):  # the first has the self-check in it
+    for stamps in zip(
+        *(of_rank["rollouts"][1:] for of_rank in noted), strict=True
+    ):  # the first has the self-check in it
         wall.append(stamps[0][-1][0] - stamps[0][0][0])
         cpu = [[later[1] - earlier[1] for earlier, later in pairwise(of_rank)] for of_rank in stamps]
         passes, micro_batches = [of_rank[0] for of_rank in cpu], [of_rank[1:] for of_rank in cpu]
@@ -191,7 +194,7 @@ def train(directory: Path, strategy: str, balanced: bool, rollouts: int, ladder:
     return {
         "wall_seconds": statistics.fmean(wall),
         "busy_seconds": statistics.fmean(busy),
-        "moved": sum(ranks["moved"] for ranks in noted),
+        "moved": sum(of_rank["moved"] for of_rank in noted),
     }
 
 
@@ -204,21 +207,30 @@ def main() -> None:
     lines = [{"benchmark": "rank_balance", **machine(torch.get_num_threads(), PACKAGES)}]
     lines += [{"by_cost": by_cost(*shape)} for shape in SHAPES]
     with tempfile.TemporaryDirectory() as scratch:
-        cases = [(strategy, balanced) for strategy in ("ddp", "fsdp2") for balanced in (False, True)]
-        rounds = []
+        rounds: list[dict[str, Result]] = []
         for count in range(arguments.rounds):
             results = {}
-            for strategy, balanced in cases:
-                name = f"{strategy}_{'balanced' if balanced else 'own'}"
-                directory = Path(scratch) / f"{count}-{name}"
-                results[name] = train(directory, strategy, balanced, arguments.rollouts, Path(scratch) / "ladder")
+            for strategy, ranks in CASES:
+                for way in ("own", "balanced"):
+                    name = f"{strategy}_{ranks}_{way}"
+                    results[name] = train(
+                        Path(scratch) / f"{count}-{name}",
+                        strategy,
+                        ranks,
+                        way == "balanced",
+                        arguments.rollouts,
+                        Path(scratch) / "ladder",
+                    )
             rounds.append(results)
             lines.append({"round": results})
-    for strategy in ("ddp", "fsdp2"):
+    for strategy, ranks in CASES:
         for kind in ("busy", "wall"):
-            own, balanced = ([r[f"{strategy}_{way}"][f"{kind}_seconds"] for r in rounds] for way in ("own", "balanced"))
+            own, balanced = (
+                [results[f"{strategy}_{ranks}_{way}"][f"{kind}_seconds"] for results in rounds]
+                for way in ("own", "balanced")
+            )
             ratios = [a / b for a, b in zip(own, balanced, strict=True)]
-            name = f"own / balanced, {kind} seconds per rollout without sampling, {strategy}"
+            name = f"own / balanced, {kind} seconds per rollout without sampling, {strategy} on {ranks} ranks"
             lines.append(Ratio(name, ratios, 1.0).to_document())
     publish(lines, arguments.out)
 

@@ -10,7 +10,6 @@ import lightning as L
 
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.saved_completions import save_completions
-from observe_r1.experience import Sealed
 
 
 class HeldOutAnswers(L.Callback):
@@ -36,19 +35,19 @@ class HeldOutAnswers(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,
+        outputs: Any,  # of `ObserveR1.validation_step`
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         all_batches = int(sum(trainer.num_val_batches))
         is_partial = trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches
-        if is_partial or self.run_directory is None or not trainer.is_global_zero or not isinstance(outputs, Sealed):
+        if is_partial or self.run_directory is None or not trainer.is_global_zero or not outputs:
             return
         # by number of the batch, because no rank knows how many questions there are
         wanted = Counter(number * all_batches // self.questions for number in range(self.questions))[batch_idx]
         if wanted:
-            groups = [group for group in outputs.content if group.scores is not None]
+            groups = [group for group in outputs["answers"] if group.scores is not None]
             shown = min(wanted, len(groups))
             chosen = [groups[number * len(groups) // shown] for number in range(shown)]
             save_completions(self.run_directory, "held_out.jsonl", chosen, trainer.global_step, shown)

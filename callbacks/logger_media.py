@@ -42,9 +42,7 @@ def log_histograms(loggers: Iterable[Logger], values: Mapping[str, Tensor], step
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            histograms: dict[str, Any] = {
-                name: wandb.Histogram(numbers.float().numpy()) for name, numbers in values.items()
-            }
+            histograms: dict[str, Any] = {name: wandb.Histogram(numbers.tolist()) for name, numbers in values.items()}
             logger.log_metrics(histograms, step=step)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from observe_r1.atomic_files import intact
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from observe_r1.policy import Policy
 
 ENTRY = "observe_r1"
+EXPECTED = {"fingerprint", "rng", "policy", "prompt", "rollout_figures", "seconds", "verdicts"}
 POLICY = "policy."  # attribute of the LightningModule
 
 
@@ -70,11 +72,13 @@ def check_file(path: str) -> None:
     """
     import torch
 
-    if not intact(path).exists():
+    found = intact(path)
+    if not found.exists():
         raise ValueError(
             f"ckpt_path: no file {path!r}. Checkpoints lie in RUN_DIRECTORY/checkpoints, such as last.ckpt."
         )
-    if intact(path).is_dir():  # sharded checkpoints are directories, and Lightning reads them
+    if found.is_dir():
+        _check_directory(found)
         return
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -83,6 +87,15 @@ def check_file(path: str) -> None:
         raise ValueError(f"ckpt_path: {path!r} is not a checkpoint that can be loaded safely ({error}).") from error
     if not is_ours:
         raise ValueError(f"ckpt_path: {path!r} was not written by observe_r1: it has no {ENTRY!r} entry.")
+
+
+def _check_directory(path: Path) -> None:
+    """Sharded checkpoints are directories, which Lightning reads; so is where runs keep their checkpoints."""
+    if (path / "meta.pt").is_file() or (path / "checkpoint").is_dir():  # of FSDP2, of DeepSpeed
+        return
+    inside = sorted(entry.name for entry in path.glob("*.ckpt"))
+    there = f"it holds {', '.join(inside)}: name one of them" if inside else "it holds none"
+    raise ValueError(f"ckpt_path: {str(path)!r} is a directory and no checkpoint; {there}.")
 
 
 def check_entry(checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +107,13 @@ def check_entry(checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any]) -
     if ENTRY not in checkpoint:
         raise ValueError(f"The checkpoint was not written by observe_r1: it has no {ENTRY!r} entry.")
     saved: dict[str, Any] = checkpoint[ENTRY]
+    lacking = EXPECTED - saved.keys() or ({"rng of every rank"} if not isinstance(saved["rng"], list) else set())
+    if lacking:
+        raise ValueError(
+            f"The checkpoint is of another version of observe_r1 (it lacks {', '.join(sorted(lacking))}), which cannot "
+            "be resumed: resume with that version, or `observe-r1 export` its weights and train on from them "
+            "(model.policy.pretrained)."
+        )
     different = "; ".join(
         f"{name}: {saved['fingerprint'].get(name)} in the checkpoint, {value} in the model"
         for name, value in fingerprint.items()

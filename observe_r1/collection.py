@@ -152,8 +152,11 @@ class RolloutCollector:
         self.seed = seed
         self.clock = clock
         self._tokens_trained = 0.0
-        rewards.setup()
-        engine.setup(policy, processor)
+        try:
+            rewards.setup()
+            engine.setup(policy, processor)
+        except AttributeError as error:  # torch would take it for an attribute that the module lacks, and drop it
+            raise RuntimeError(f"A reward or the rollout engine could not be set up: {error}") from error
 
     def start(self, source: PromptSource, count: int, ranks: Ranks, weights_step: int) -> StartedRollout:
         """Draws the next `count` samples and has their completions sampled, with the weights the engine has now."""

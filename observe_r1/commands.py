@@ -64,10 +64,7 @@ def serve(arguments: Sequence[str]) -> None:
 
     sys.argv[1:] = arguments
     cli = ServeCLI(run=False)
-    try:
-        serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
-    except ValueError as error:
-        sys.exit(f"observe-r1 serve: {error}")
+    serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -89,10 +86,15 @@ def _run(name: str, command: Any, arguments: Sequence[str], as_positional: bool 
     """Runs what the arguments ask for; the exit code is that of its result, 0 where it has none."""
     from jsonargparse import auto_cli
 
-    try:
-        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=as_positional)
-    except (ValueError, OSError) as error:
-        sys.exit(f"observe-r1 {name}: {error}")
+    from observe_r1.argument_errors import ShortErrors
+
+    result = auto_cli(
+        command,
+        args=list(arguments),
+        prog=f"observe-r1 {name}",
+        as_positional=as_positional,
+        parser_class=ShortErrors,
+    )
     sys.exit(getattr(result, "exit_code", 0))
 
 

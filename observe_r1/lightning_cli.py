@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich import get_console
 from transformers.utils.logging import disable_progress_bar
 
+from observe_r1.argument_errors import ShortErrors
 from observe_r1.callbacks.closing_summary import ClosingSummary
 from observe_r1.callbacks.health import Health
 from observe_r1.callbacks.lost_ranks import LostRanks
@@ -28,8 +29,9 @@ from observe_r1.module import ObserveR1
 DESCRIPTION = (
     "Train vision-language models with the Observe-R1 recipe. The subcommands below train and evaluate. Beside them: "
     "`observe-r1 ladder import`, `build` and `inspect` make a ladder from your own data, `audit` tries its answers on "
-    "the verification, `serve` starts a vLLM server for a training, `score` scores saved predictions again, `export` "
-    "makes a Hugging Face directory from a checkpoint, `report` shows a run on an HTML page; each has its own --help."
+    "the verification, `plan` says what memory and time a training will take, `serve` starts a vLLM server for a "
+    "training, `score` scores saved predictions again, `export` makes a Hugging Face directory from a checkpoint, "
+    "`report` shows a run on an HTML page; each has its own --help."
 )
 
 
@@ -42,6 +44,10 @@ UNWANTED = (
     "`Trainer.fit` stopped: `max_",
     "`weights_only` was not set",
 )
+
+
+class Parser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser, with short errors."""
 
 
 class ObserveR1CLI(LightningCLI):
@@ -59,6 +65,7 @@ class ObserveR1CLI(LightningCLI):
             },
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            parser_class=Parser,
             parser_kwargs={"description": DESCRIPTION},
             **options,
         )

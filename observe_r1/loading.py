@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.encoding import PromptOptions
+from observe_r1.hub import check_on_hub
 from observe_r1.offloading import OffloadedWeights
+from observe_r1.parameter_groups import fitting_patterns
 from observe_r1.policy import Policy
 from observe_r1.quantization import KINDS, Quantization, compute_alike, quantization_config
 from observe_r1.sharding import shard_like
@@ -34,6 +37,10 @@ class LoraOptions:
     rank: int = 64
     alpha: int = 128
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"policy.lora.rank is {self.rank} and policy.lora.alpha {self.alpha}: use 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class PolicyOptions:
             raise ValueError(
                 f"policy.gradient_checkpointing is {self.gradient_checkpointing!r}: use true, false, text or vision."
             )
+        if self.logprob_chunk_tokens < 1:
+            raise ValueError(f"policy.logprob_chunk_tokens is {self.logprob_chunk_tokens}: use 1 or more.")
 
 
 def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
@@ -97,8 +106,8 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, e
     for pattern in options.freeze:
         matched = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
         if not matched:
-            examples = ", ".join(sorted({name.rsplit(".", 2)[0] for name, _ in model.named_parameters()})[:5])
-            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Names look like: {examples}.")
+            fitting = ", ".join(fitting_patterns(name for name, _ in model.named_parameters()))
+            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Patterns that do: {fitting}.")
         for parameter in matched:
             parameter.requires_grad_(False)
     if options.lora is not None:
@@ -142,7 +151,12 @@ def load_processor(pretrained: str, options: PromptOptions) -> Any:
     """The model's own processor, with the pixel limits of the prompt options."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(locate(pretrained))
+    with _explained(pretrained):
+        processor = AutoProcessor.from_pretrained(locate(pretrained))
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"policy.pretrained: {pretrained!r} has no image processor: give a vision-language model with its own."
+        )
     limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}  # areas, despite the names
     size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}
     processor.image_processor.size = type(processor.image_processor.size)(**size)
@@ -192,21 +206,33 @@ def _load_model(options: PolicyOptions, dtype: torch.dtype, empty: bool = False)
         model.generation_config = GenerationConfig.from_pretrained(path)
         return model
     quantized = options.quantization
-    model = AutoModelForImageTextToText.from_pretrained(
-        locate(options.pretrained),
-        dtype=dtype,
-        attn_implementation=options.attn_implementation,
-        quantization_config=None if quantized is None else quantization_config(quantized, dtype),
-    )
+    with _explained(options.pretrained):
+        model = AutoModelForImageTextToText.from_pretrained(
+            locate(options.pretrained),
+            dtype=dtype,
+            attn_implementation=options.attn_implementation,
+            quantization_config=None if quantized is None else quantization_config(quantized, dtype),
+        )
     compute_alike(model)
     return model
+
+
+@contextmanager
+def _explained(pretrained: str) -> Iterator[None]:
+    """Names the option that the block's errors are about."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if str(error).startswith("policy."):
+            raise
+        raise ValueError(f"policy.pretrained: {pretrained!r} cannot be loaded: {error}") from error
 
 
 def locate(pretrained: str) -> str:
     """What `from_pretrained` takes for a configured name.
 
     Raises:
-        ValueError: The name looks like a directory and there is none.
+        ValueError: The name looks like a directory and there is none, or the hub does not have it or cannot be reached.
     """
     if pretrained == "quickstart":
         return str(files("observe_r1.quickstart") / "policy")
@@ -216,7 +242,13 @@ def locate(pretrained: str) -> str:
             f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or "
             "a hub name such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
-    return str(Path(pretrained).expanduser()) if looks_local else pretrained
+    directory = Path(pretrained).expanduser()
+    if not directory.is_dir():
+        check_on_hub(pretrained)
+        return pretrained
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"policy.pretrained: {pretrained!r} has no config.json, so it holds no Hugging Face model.")
+    return str(directory)
 
 
 def _add_adapters(model: Any, options: LoraOptions) -> Any:
@@ -226,6 +258,16 @@ def _add_adapters(model: Any, options: LoraOptions) -> Any:
         raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
     targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+    linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    if targets != "all-linear":
+        # peft passes over a name that fits nothing where another one fits
+        unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
+        if unknown:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear if not name[-1].isdigit()}))
+            raise ValueError(
+                f"policy.lora.target_modules: no linear layer is called {', '.join(unknown)}. Names: {known}; or "
+                "[all-linear]."
+            )
     return get_peft_model(model, config)
 
 

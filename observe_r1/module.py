@@ -329,7 +329,7 @@ class ObserveR1(L.LightningModule):
 
     # ---- held-out questions -----------------------------------------------------------------------------------------
 
-    def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> Sealed[list[PromptGroup]]:
+    def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> dict[str, Any]:
         answers = self._answer(sealed.content, self.greedy)
         judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
         self.pass_rate.update(
@@ -338,7 +338,7 @@ class ObserveR1(L.LightningModule):
             torch.tensor([is_well_formed(group.completions[0].text) for group in judged]),
             torch.tensor([len(group.completions[0]) for group in judged]),
         )
-        return Sealed(answers)
+        return {"answers": answers}  # for callbacks
 
     def on_validation_epoch_end(self) -> None:
         figures = self.validation_figures = self.pass_rate.compute()

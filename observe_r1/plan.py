@@ -31,7 +31,7 @@ class PlanCLI(ObserveR1CLI):
 
     def instantiate_classes(self) -> None:
         """Neither devices nor packages of the trainer have to be here."""
-        self.trainer_options = dict(self.config.trainer)
+        self.trainer_options: dict[str, Any] = self.config.trainer.as_dict()
         for name, value in {"strategy": "auto", "callbacks": None, "logger": False, "plugins": None}.items():
             self.config.trainer[name] = value
         self.config_init = self.parser.instantiate_classes(self.config)

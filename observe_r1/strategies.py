@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,9 @@ class DeepSpeed(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int = 2, **options: Any) -> None:
-        try:
-            super().__init__(stage=stage, **options)
-        except ImportError as error:
-            raise ValueError("trainer.strategy needs DeepSpeed: pip install 'observe-r1[deepspeed]'.") from error
+        if find_spec("deepspeed") is None:
+            raise ValueError("trainer.strategy needs DeepSpeed: pip install 'observe-r1[deepspeed]'.")
+        super().__init__(stage=stage, **options)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
 
 from observe_r1.atomic_files import intact, replaced_directory
 from observe_r1.checkpoint_io import AsyncCheckpoints, AtomicFiles, snapshot
+from observe_r1.strategies import FSDP2, DeepSpeed, prepare
 
 from .test_export import TRAINING
 from .test_resume import assert_equal, final_state
@@ -145,6 +148,30 @@ def test_whenever_a_directory_is_abandoned_one_is_intact(
     save(3)
     assert (intact(target) / "step").read_text() == "3"
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_what_would_be_ignored_is_refused() -> None:
+    """DeepSpeed and FSDP2 take no notice of Lightning's plugin."""
+    fsdp2 = FSDP2()
+    fsdp2.checkpoint_io = AsyncCheckpointIO()
+    with pytest.raises(ValueError, match=r"nothing for sharded weights: use observe_r1.checkpoint_io.AsyncCheckpoints"):
+        prepare(fsdp2)
+    deepspeed = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # made, it wants DeepSpeed
+    deepspeed._checkpoint_io = AsyncCheckpoints()
+    with pytest.raises(ValueError, match=r"DeepSpeed writes its own: take them out, or use fsdp2"):
+        prepare(deepspeed)
+    with pytest.raises(ValueError, match="snapshots is 0: use 1 or more"):
+        AsyncCheckpoints(snapshots=0)
+
+
+def test_other_strategies_write_whole_files_without_being_told() -> None:
+    strategy = DDPStrategy()
+    prepare(strategy)
+    assert isinstance(strategy.checkpoint_io, AtomicFiles)
+    names = [name for name in StrategyRegistry.available_strategies() if name.startswith("deepspeed")]
+    assert len(names) > 5
+    assert all(StrategyRegistry[name]["strategy"] is DeepSpeed for name in names)
+    assert StrategyRegistry["deepspeed_stage_3_offload"]["init_params"]["offload_parameters"]
 
 
 @pytest.mark.slow

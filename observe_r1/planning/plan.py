@@ -69,7 +69,7 @@ class Plan:
             )
         if resident.total > self.memory.available and spread.kind in ("single", "ddp", "zero1", "zero2"):
             found.append(
-                "Weights and optimizer alone are too large: spread them over more devices (--config "
+                "The optimizer's step is too large without any activation: spread it over more devices (--config "
                 "strategies/fsdp2.yaml), or train adapters (model.policy.lora)."
             )
         return found

@@ -147,11 +147,11 @@ def _warnings(setup: Setup) -> list[str]:
     if isinstance(setup.engine, HFRollout) and (
         spread.kind == "zero3" or (spread.kind == "fsdp2" and not setup.engine.keep_weights_whole)
     ):
-        found.append("weights are gathered for every sampled token: sampling takes many times as long; use vLLM")
+        found.append("gathering all weights for every sampled token, which takes many times as long (use vLLM)")
     if spread.offload_optimizer or spread.offload_parameters:
-        found.append("what is offloaded travels between CPU and GPU, which can take longer than everything else")
+        found.append("travel of what is offloaded, which can take longer than everything else")
     elif spread.ranks > 1:
-        found.append("communication between ranks is not in these times")
+        found.append("communication between ranks")
     if not isinstance(setup.engine, HFRollout):
-        found.append("nor is the transfer of weights to vLLM")
+        found.append("transfer of weights to vLLM")
     return found

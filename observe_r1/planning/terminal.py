@@ -135,19 +135,18 @@ def _parts(memory: MemoryPlan) -> Table:
     return table
 
 
-def _seconds(plan: Plan) -> Table:
+def _seconds(plan: Plan) -> Group:
     seconds = plan.seconds
-    table = Table(
-        title=f"Seconds of a rollout with its {plan.setup.updates.steps_per_rollout} optimizer steps (completions of "
-        f"{seconds.mean_tokens} tokens on average): estimated, nobody has measured them on a GPU",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+    steps = plan.setup.updates.steps_per_rollout * plan.setup.updates.epochs_per_rollout
+    heading = (
+        f"Time of a rollout with its {steps} optimizer step{'s' * (steps > 1)}, completions of {seconds.mean_tokens:,} "
+        "tokens on average. An estimate: nobody has measured it on a GPU."
     )
+    table = Table(box=None, pad_edge=False)
     for name in (*seconds.phases, "together"):
         table.add_column(name, justify="right")
     table.add_row(*map(_duration, (*seconds.phases.values(), seconds.total)))
-    return table
+    return Group(Text(heading, "italic"), table)
 
 
 def _verdict(plan: Plan, framed: bool) -> RenderableType:
@@ -165,7 +164,7 @@ def _verdict(plan: Plan, framed: bool) -> RenderableType:
     if memory.host:
         found.append(Text(f"Offloaded to the CPU: {_gib(memory.host)} GiB for each rank."))
     if plan.seconds.warnings:
-        found.append(Text(f"Not in the seconds: {'; '.join(plan.seconds.warnings)}.", "dim" if framed else ""))
+        found.append(Text(f"Not in the times: {'; '.join(plan.seconds.warnings)}.", "dim" if framed else ""))
     found.append(Text("What is counted and assumed: docs/planning.md, plan.assumptions.", "dim" if framed else ""))
     together = Group(*found)
     return Panel(together, border_style="green" if memory.fits else "red") if framed else together

@@ -110,7 +110,9 @@ def stacked_chart(title: str, curves: Mapping[str, Series], resumed: Sequence[in
         values[np.searchsorted(steps, series.steps)] = series.values
         filled[name] = Series(steps, values, series.not_finite)
     thinned = {name: thin(series) for name, series in filled.items()}
-    plane = _Plane(_first(curves), _last(curves), 0.0, float(sum(curve.values for curve in thinned.values()).max()))
+    plane = _Plane(
+        _first(curves), _last(curves), 0.0, float(np.sum([curve.values for curve in thinned.values()], axis=0).max())
+    )
     below = np.zeros_like(next(iter(thinned.values())).values)
     shapes = [plane.axes()]
     for place, curve in enumerate(thinned.values()):

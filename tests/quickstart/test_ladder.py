@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 
 import pytest
 
-from observe_r1.datamodules import QuickstartDataModule
 from observe_r1.ladder.curriculum import PAPER_MIXING
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.quickstart.ladder import HELD_OUT, build_quickstart_ladder
@@ -80,13 +80,8 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
 
 
 def test_nodes_that_share_a_disk_may_make_it_at_the_same_time(tmp_path):
-    directory = tmp_path / "ladder"
-
-    def prepare(_):
-        QuickstartDataModule(str(directory), train_questions=8, held_out_questions=2).prepare_data()
-
-    with ThreadPoolExecutor(3) as nodes:
-        list(nodes.map(prepare, range(3)))
-    assert len(LadderDataset(directory)) == 8
+    prepare = "from observe_r1.datamodules import QuickstartDataModule as Data; Data('ladder', 8, 2).prepare_data()"
+    nodes = [subprocess.Popen([sys.executable, "-c", prepare], cwd=tmp_path) for _ in range(2)]
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    assert len(LadderDataset(tmp_path / "ladder")) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["ladder"]  # what came too late is gone
-    prepare(0)

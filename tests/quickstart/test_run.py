@@ -1,4 +1,4 @@
-"""The quick start through the real command line, shortened: every part of it, with fewer questions."""
+"""The quick start (README.md) through the real command line, shortened: every part of it, with fewer questions."""
 
 from __future__ import annotations
 
@@ -110,3 +110,37 @@ def test_the_ladder_is_made_once_and_never_mistaken(directory: Path, command_lin
     output = command_line(directory)("validate", *SHORTENED[1:], "--data.train_questions=65", expect=1)
     assert "64 + 24" in output
     assert "65 + 24" in output
+
+
+@pytest.mark.slow
+def test_report(directory: Path, run: Path, command_line: Callable[[Path], Any], browser: Callable[..., Any]) -> None:
+    """The command on what a training left, opened in a browser."""
+    output = command_line(directory)("report", run.relative_to(directory))
+    assert "Report: runs/quickstart/version_0/report.html" in output
+    found = browser(run / "report.html", "light", 400)
+    (seen,) = found["seen"]
+    assert (found["console"], found["requests"]) == ([], [(run / "report.html").as_uri()])
+    assert seen["scroll"] <= 400
+    expected = {
+        "learning",
+        "levels",
+        "held_out",
+        "completions",
+        "policy",
+        "waste",
+        "time",
+        "samples",
+        "config",
+        "versions",
+    }
+    assert expected <= {name for name, _ in seen["sections"]}
+    assert len(seen["pictures"]) > 8
+    assert all(size == 112 and alt for size, alt, _ in seen["pictures"])
+    assert "finished" in seen["text"]
+    for changed in (
+        "trainer.val_check_interval",
+        "data.init_args.train_questions",
+        "data.init_args.held_out_questions",
+    ):
+        assert changed in seen["text"]
+    assert "What is missing" not in seen["text"]

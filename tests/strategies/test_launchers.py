@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,23 +40,20 @@ def run_both(
         directory.mkdir(exist_ok=True)
         shutil.copy(Path(__file__).with_name("scripted.py"), directory)
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "COLUMNS": "200"}
+    files = [directory / f"output{number}" for number, directory in enumerate(directories)]
     started = [
         subprocess.Popen(
-            command,
-            cwd=directory,
-            env={**shared, **of_process},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, cwd=directory, env={**shared, **of_process}, stdout=file.open("w"), stderr=subprocess.STDOUT
         )
-        for directory, command, of_process in zip(directories, commands, variables, strict=True)
+        for directory, command, of_process, file in zip(directories, commands, variables, files, strict=True)
     ]
-    try:
-        outputs = [process.communicate(timeout=200)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [f"{output}\n{process.returncode}" for output, process in zip(outputs, started, strict=True)]
+    until = time.monotonic() + 200
+    while time.monotonic() < until and any(process.poll() is None for process in started):
+        time.sleep(0.2)
+    for process in started:
+        process.kill()
+        process.wait()
+    return [f"{file.read_text()}\n{process.returncode}" for file, process in zip(files, started, strict=True)]
 
 
 def torchrun(node: int, port: int, *command: str) -> list[str]:
@@ -106,13 +104,12 @@ def test_two_agents_of_torchrun_train_like_one_node(launched: Run, tmp_path: Pat
 @pytest.mark.slow
 def test_parts_of_checkpoints_on_disks_of_their_own_are_refused(tmp_path: Path, tiny_ladder: Path) -> None:
     fit = (*BASE, *SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["fsdp2"], *TWO_NODES)
+    fit += ("--trainer.callbacks.dirpath=null", "--trainer.callbacks+=scripted.Impatient")
     port = free_port()
-    commands = [
-        torchrun(node, port, "-m", "observe_r1", *fit, "--trainer.callbacks+=scripted.Impatient") for node in (0, 1)
-    ]
+    commands = [torchrun(node, port, "-m", "observe_r1", *fit) for node in (0, 1)]
     for output in run_both([tmp_path / "one", tmp_path / "other"], commands):
         assert "Some node does not see the checkpoints of the first one in " in output, output[-4000:]
-    assert not list(tmp_path.rglob("*.ckpt*"))
+    assert not list(tmp_path.rglob("*.ckpt*"))  # nothing was trained
 
 
 @pytest.mark.slow
