@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from observe_r1.experience import Completion, EncodedPrompt, GroupScores, GroupSlice, MicroBatch, PromptGroup
-from observe_r1.micro_batches import assemble_step, deal_steps
+from observe_r1.experience import EncodedPrompt, MicroBatch
+from observe_r1.fitting import advice, dearest, forward_and_backward
 from observe_r1.module import ObserveR1
 from observe_r1.peak_memory import PeakMemory
 
@@ -58,24 +58,16 @@ class DryRun(L.Callback):
                     rank_zero_info("Dry run left out: none of these samples can be used.")
                     return
                 prompts = source.prompts_per_rollout // trainer.world_size
-                length = self.completion_tokens or pl_module.sampling.max_new_tokens
-                measure(trainer, pl_module, dearest(trainer, pl_module, prompt, prompts, length))
-
-
-def dearest(trainer: L.Trainer, module: ObserveR1, prompt: EncodedPrompt, prompts: int, length: int) -> MicroBatch:
-    """The dearest micro-batch of a rollout of `prompts` times this prompt, its completions `length` random tokens."""
-    size, policy = module.sampling.group_size, module.policy
-    allowed = torch.ones(policy.model.config.get_text_config().vocab_size)
-    allowed[list(policy.forbidden_token_ids)] = 0
-    tokens = allowed.multinomial(size * length, replacement=True, generator=torch.Generator().manual_seed(0))
-    completions = [Completion(ids, torch.zeros(length), "") for ids in tokens.split(length)]
-    yes, ones = torch.ones(size, dtype=torch.bool), torch.ones(size)
-    scores = GroupScores({}, ones, correct=yes, judged=yes, trained=yes, advantage=ones, weight=1.0)
-    groups = [PromptGroup(prompt, completions, scores)] * prompts
-    count, parts, cost = module.updates.steps_per_rollout, trainer.accumulate_grad_batches, policy.token_cost()
-    steps = deal_steps(groups, steps=count, epochs=1, micro_batches=parts, skip_zero_advantage=False, cost=cost)
-    batches = [assemble_step(groups, step, 0) for step in steps]  # the dearest of each step
-    return max(batches, key=lambda batch: len(batch.slices) * prompt.token_ids.numel() + int(batch.lengths.sum()))
+                batch = dearest(
+                    pl_module.policy,
+                    prompt,
+                    prompts=prompts,
+                    group_size=pl_module.sampling.group_size,
+                    length=self.completion_tokens or pl_module.sampling.max_new_tokens,
+                    steps=pl_module.updates.steps_per_rollout,
+                    micro_batches=trainer.accumulate_grad_batches,
+                )
+                measure(trainer, pl_module, batch)
 
 
 def measure(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
@@ -88,7 +80,7 @@ def measure(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
     started = time.perf_counter()
     try:
         with policy.check_put_off(), memory if is_measured else nullcontext():
-            forward_and_backward(trainer, module, batch)
+            _train_on(trainer, module, batch)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):  # on CPU
             raise ValueError(f"Out of memory ({available} on {module.device}) with {size}. {advice}") from error
@@ -112,28 +104,23 @@ def measure(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
         rank_zero_warn(f"Training needs about {_gib(peak + added)}, more than the {available} there are. {advice}")
 
 
-def forward_and_backward(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
+def _train_on(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
     """As a training step does it, with the gradients of the one before in memory."""
     for parameter in module.policy.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    with trainer.precision_plugin.forward_context():
-        with torch.no_grad():
-            (prompt,) = module.policy.encode_images([batch.slices[0].prompt])
-        batch.slices = [GroupSlice(prompt, part.completions) for part in batch.slices]
-        output = module.policy(batch.to(module.device).slices, module.sampling.temperature, with_entropy=True)
-    output.logprobs.sum().backward()
+    precision = trainer.precision_plugin.forward_context()
+    forward_and_backward(module.policy, batch, module.sampling.temperature, precision)
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)
 
 
 def _advice(trainer: L.Trainer, module: ObserveR1) -> str:
-    return (
-        "What helps, in this order: smaller micro-batches by a larger trainer.accumulate_grad_batches (now "
-        f"{trainer.accumulate_grad_batches}); model.policy.gradient_checkpointing: true (now "
-        f"{str(module.policy_options.gradient_checkpointing).lower()}); a smaller model.sampling.max_new_tokens (now "
-        f"{module.sampling.max_new_tokens}); a smaller model.prompt.max_pixels; a frozen vision tower (model.policy."
-        "freeze: ['*visual*']) or model.policy.lora. If completions never get that long: DryRun(completion_tokens=…)."
+    remedies = advice(
+        trainer.accumulate_grad_batches,
+        module.policy_options.gradient_checkpointing,
+        module.sampling.max_new_tokens,
     )
+    return f"{remedies} If completions never get that long: DryRun(completion_tokens=…)."
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> int:

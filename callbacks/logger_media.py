@@ -1,6 +1,7 @@
-"""Pictures, histograms and the config, in the way of each logger. Lightning has no common call for them.
+"""Pictures, histograms, text and the config, in the way of each logger. Lightning has no common call for them.
 
-TensorBoard and W&B show all of them, MLflow has no histograms. Other loggers get the figures that Lightning gives them.
+TensorBoard and W&B show all of them, MLflow has no histograms and no text. Other loggers get the figures that
+Lightning gives them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ def log_histograms(loggers: Iterable[Logger], values: Mapping[str, Tensor], step
 
             histograms: dict[str, Any] = {name: wandb.Histogram(numbers.tolist()) for name, numbers in values.items()}
             logger.log_metrics(histograms, step=step)
+
+
+def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
+    """Shows a text in Markdown under a name; on the first rank only."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, text, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(name, columns=["text"], data=[[text]], step=step)
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from observe_r1.experience import Experience, GroupSlice
-from observe_r1.micro_batches import assemble_step
+from observe_r1.micro_batches import assemble
 from observe_r1.module import ObserveR1
 from observe_r1.objective import kl_estimate
 
@@ -75,7 +75,7 @@ class ParityGate:
 
     def _rollout(self, trainer: L.Trainer, module: ObserveR1, experience: Experience) -> tuple[Tensor, Tensor]:
         """Log-probs of the sampler and of the trainer, of the tokens that are trained on first."""
-        batch = assemble_step(experience.groups, experience.steps[0], 0).to(module.device)
+        batch = assemble(experience, 0).to(module.device)
         expected = batch.old_logprobs  # of these weights, where there are several steps to a rollout
         # fillers have no log-probs stored, and where weights are sharded every rank calls the model or none
         if expected is None or batch.is_filler or module.policy.in_lockstep:

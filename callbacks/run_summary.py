@@ -12,6 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from observe_r1.callbacks.health import Health
+from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.module import ObserveR1
 
@@ -64,15 +66,22 @@ class RunSummary(L.Callback):
 
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         """Writes the file, on the first rank; called on all of them."""
+        summary = self.content(trainer, module, status)
+        if trainer.is_global_zero and self.run_directory is not None:
+            path = self.run_directory / "summary.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def content(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> dict[str, Any]:
+        """What is written."""
         assert isinstance(module, ObserveR1)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         # adds up over ranks, and after an exception the others may be gone
         skipped = data.skipped() if status == "finished" or trainer.world_size == 1 else {}
-        if not trainer.is_global_zero or self.run_directory is None:
-            return
         before = next((v for v in self.validations if v["step"] == 0), None)
         after = next((v for v in reversed(self.validations) if v["step"] == trainer.global_step > 0), None)
-        summary = {
+        health = first_of(trainer, Health)
+        return {
             "status": status,
             "pass_rate": {
                 "before": None if before is None else before.get("pass_rate"),
@@ -85,12 +94,10 @@ class RunSummary(L.Callback):
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
             "skipped": skipped,
             "shards_with_problems": data.shard_problems(),
+            "health": [] if health is None else health.watch.warnings(),
             "verdicts": {split: dict(counts) for split, counts in module.verdicts.items()},
             "versions": versions(),
         }
-        path = self.run_directory / "summary.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _seconds(self) -> float:
         return self.seconds_before + time.time() - self.started

@@ -10,14 +10,17 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from observe_r1.datamodules.prompt_stream import EncodedDataset, Order, PromptStream
 from observe_r1.datamodules.rollout_loader import RolloutLoader
+from observe_r1.datamodules.training_checks import check_training
 from observe_r1.experience import EncodedPrompt, Sealed
 from observe_r1.ladder.adaptive import AdaptiveCurriculum, AdaptiveOptions
 from observe_r1.ladder.images import DEFAULT_MAX_PIXELS
 from observe_r1.ladder.reader import LadderDataset
 from observe_r1.ladder.storage import RemoteOptions
+from observe_r1.metrics import level_of
 from observe_r1.module import ObserveR1
 from observe_r1.ranks import over_ranks
 from observe_r1.redistribution import redistribute, redistribute_started
@@ -57,8 +60,11 @@ class NeuraLadderDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if prompts_per_rollout < 1:
-            raise ValueError(f"data.prompts_per_rollout is {prompts_per_rollout}, but it must be at least 1.")
+        at_least = {"prompts_per_rollout": 1, "workers": 0, "questions_per_batch": 1, "max_image_pixels": 1}
+        given = (prompts_per_rollout, workers, questions_per_batch, max_image_pixels)
+        for (name, least), value in zip(at_least.items(), given, strict=True):
+            if value < least:
+                raise ValueError(f"data.{name} is {value}, but it must be at least {least}.")
         self.ladder = ladder
         self.held_out = held_out
         self.prompts_per_rollout = prompts_per_rollout
@@ -80,15 +86,13 @@ class NeuraLadderDataModule(L.LightningDataModule):
     def train_dataloader(self) -> RolloutLoader:
         if self._loader is None or self._loader.module is not self._module:
             world_size = self._trainer.world_size
-            if self.prompts_per_rollout % world_size:
-                raise ValueError(
-                    f"data.prompts_per_rollout is {self.prompts_per_rollout}, which {world_size} ranks cannot share "
-                    f"evenly: use a multiple of {world_size}."
-                )
+            micro_batches = self._trainer.accumulate_grad_batches
+            check_training(self._module, self.prompts_per_rollout, world_size, micro_batches)
             samples = len(self._dataset(self.ladder))
             if samples < world_size:
                 raise ValueError(
-                    f"data.ladder {self.ladder!r} has {samples} samples, fewer than there are ranks ({world_size})."
+                    f"data.ladder {self.ladder!r} has {samples} samples, and every rank ({world_size}) needs one: "
+                    f"`observe-r1 ladder inspect {self.ladder}` shows what it holds."
                 )
             # too few for every rank to have one
             left_over = samples % self.prompts_per_rollout
@@ -96,7 +100,10 @@ class NeuraLadderDataModule(L.LightningDataModule):
             stream = self._stream(self.ladder, self.order, samples - left_over, left_over)
             stream.smallest_share = self._module.smallest_over_ranks
             stream.sum_over_ranks = self._module.sum_over_ranks
-            self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout)
+            origin = {"data.order": self.order, "the number of samples": samples}
+            origin |= {"the checksum of the ladder": self._dataset(self.ladder).fingerprint}
+            origin |= {} if self.order == "ladder" else {"data.seed": self.seed}
+            self._loader = RolloutLoader(self._module, stream, self.prompts_per_rollout, origin)
             self._restore_loader()
         return self._loader
 
@@ -123,6 +130,8 @@ class NeuraLadderDataModule(L.LightningDataModule):
     def val_dataloader(self) -> QuestionLoader | NoQuestions | list[Any]:
         if self.held_out is not None:
             return self._questions(self.held_out)
+        if self._trainer.state.fn == TrainerFn.VALIDATING:
+            rank_zero_warn("data.held_out is not set: `validate` asks the benchmarks of callbacks, and nothing else.")
         return NoQuestions() if self._trainer.state.fn == TrainerFn.VALIDATING else []
 
     def test_dataloader(self) -> QuestionLoader:
@@ -180,6 +189,14 @@ class NeuraLadderDataModule(L.LightningDataModule):
         ranks = over_ranks(mine)
         return {split: dict(sum((rank[split] for rank in ranks), Counter())) for split in mine}
 
+    def describe(self) -> str:
+        """The training samples and the held-out ones, in a line."""
+        dataset = self._dataset(self.ladder)
+        levels = {level_of(difficulty) for difficulty in dataset.difficulties} - {None}
+        known = f"{len(levels)} levels of difficulty" if levels else "difficulty unknown"
+        held_out = "none" if self.held_out is None else f"{len(self._dataset(self.held_out)):,}"
+        return f"{len(dataset):,} from {self.ladder}, {known}, order {self.order}; {held_out} held out"
+
     def shard_problems(self) -> dict[str, dict[str, int]]:
         """Shards by what is wrong with them, of each ladder that has any."""
         return {ladder: dict(dataset.problems) for ladder, dataset in self._datasets.items() if dataset.problems}
@@ -200,12 +217,15 @@ class NeuraLadderDataModule(L.LightningDataModule):
 
     def _dataset(self, ladder: str) -> LadderDataset:
         if ladder not in self._datasets:
-            self._datasets[ladder] = LadderDataset(
-                ladder,
-                max_image_pixels=self.max_image_pixels,
-                missing_shards=self.missing_shards,
-                remote=self.remote,
-            )
+            try:
+                self._datasets[ladder] = LadderDataset(
+                    ladder,
+                    max_image_pixels=self.max_image_pixels,
+                    missing_shards=self.missing_shards,
+                    remote=self.remote,
+                )
+            except ValueError as error:
+                raise ValueError(f"data.{'held_out' if ladder == self.held_out else 'ladder'}: {error}") from error
         return self._datasets[ladder]
 
     def _stream(self, ladder: str, order: Order, size: int, left_over: int = 0) -> PromptStream:

@@ -58,8 +58,13 @@ class QuickstartDataModule(NeuraLadderDataModule):
         if not (self.directory / "ladder.json").exists():
             from observe_r1.quickstart.ladder import build_quickstart_ladder
 
-            build_quickstart_ladder(self.directory, n_train=self.train_questions, n_held_out=self.held_out_questions)
-            return
+            try:
+                build_quickstart_ladder(
+                    self.directory, n_train=self.train_questions, n_held_out=self.held_out_questions
+                )
+            except (OSError, ValueError):  # another node was faster, on a disk that both share
+                if not (self.directory / "ladder.json").exists():
+                    raise
         found = tuple(Manifest.load(path).samples for path in (self.directory, self.directory / "held_out"))
         if found != (self.train_questions, self.held_out_questions):
             raise ValueError(

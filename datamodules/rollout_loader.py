@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from observe_r1.datamodules.prompt_stream import PromptStream
@@ -24,10 +24,17 @@ class RolloutLoader:
     that is being sampled ahead is waited for and saved too: the weights it is sampled with are gone after a resume.
     """
 
-    def __init__(self, module: ObserveR1, stream: PromptStream, prompts_per_rollout: int) -> None:
+    def __init__(
+        self,
+        module: ObserveR1,
+        stream: PromptStream,
+        prompts_per_rollout: int,
+        origin: Mapping[str, int | str] | None = None,
+    ) -> None:
         self.module = module
         self.stream = stream
         self.prompts_per_rollout = prompts_per_rollout
+        self.origin = dict(origin or {})  # what positions in the stream refer to
         self.experience: Experience | None = None
         self.ahead: deque[StartedRollout] = deque()  # engines may sample the next rollout during this one
         self.next_micro_batch = 0
@@ -73,6 +80,7 @@ class RolloutLoader:
         """What `restore` needs to continue at the next micro-batch."""
         return {
             "stream": self.stream.state_dict(),
+            "origin": self.origin,
             "next_micro_batch": self.next_micro_batch,
             "handed_out": self.handed_out,
             "experience": None if self.experience is None else to_state(self.experience),
@@ -83,7 +91,8 @@ class RolloutLoader:
         """Continues where `save` was called.
 
         Raises:
-            ValueError: In the middle of a rollout, `accumulate_grad_batches` has changed, or a sample is gone.
+            ValueError: In the middle of an epoch, ladder or order have changed; in the middle of a rollout,
+                `accumulate_grad_batches` has, or a sample is gone.
         """
         if state["experience"] is not None:
             saved = len(state["experience"]["steps"][0]["micro_batches"])
@@ -92,11 +101,29 @@ class RolloutLoader:
                     f"The checkpoint was saved in the middle of a rollout with accumulate_grad_batches {saved}, and it "
                     f"is now {self.module.trainer.accumulate_grad_batches}: resume with {saved}."
                 )
+        self._refuse_other_origin(state)
         self.stream.load_state_dict(state["stream"])
         self.next_micro_batch = state["next_micro_batch"]
         self.handed_out = state["handed_out"]
         self.experience = None if state["experience"] is None else from_state(state["experience"], self._prompt_at)
         self.ahead = deque(started_from_state(rollout, self._prompt_at) for rollout in state.get("ahead", ()))
+
+    def _refuse_other_origin(self, state: dict[str, Any]) -> None:
+        """Positions mean nothing in another ladder or order. At the start of an epoch there are none."""
+        if not state["stream"]["position"] and state["experience"] is None and not state.get("ahead"):
+            return
+        saved = state.get("origin", self.origin)
+        changed = [
+            f"{name} was {saved[name]} and is {now}"
+            for name, now in self.origin.items()
+            if name in saved and saved[name] != now
+        ]
+        if changed:
+            raise ValueError(
+                f"The checkpoint was saved in the middle of an epoch, and since then {'; '.join(changed)}. Resume with "
+                "the ladder and order it was trained on, or `observe-r1 export` its weights and train on from them "
+                "(model.policy.pretrained)."
+            )
 
     def _prompt_at(self, position: int) -> EncodedPrompt:
         sample = self.stream.encode(position)
@@ -111,4 +138,4 @@ class RolloutLoader:
         if not self.handed_out:
             skipped, examples = self.stream.skipped, self.stream.examples
             reasons = "; ".join(f"{count} × {name} ({examples.get(name, '')})" for name, count in skipped.items())
-            raise ValueError(f"No sample of the ladder can be used: {reasons}.")
+            raise ValueError(f"No sample of the ladder can be used: {reasons or 'it is empty'}.")

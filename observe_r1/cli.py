@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from observe_r1.telemetry import switch_off
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,24 +22,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = [argument.rpartition("=")[2] for argument in sys.argv if argument.endswith(".yaml")]
     sys.path += dict.fromkeys([os.getcwd(), *(str(Path(config).resolve().parent) for config in configs)])
     from observe_r1.commands import COMMANDS
+    from observe_r1.error_reports import reported
+    from observe_r1.requirements import check_versions
 
-    if sys.argv[1:] and sys.argv[1] in COMMANDS:
-        COMMANDS[sys.argv[1]](sys.argv[2:])
-    else:
-        run_lightning_command()
+    command = sys.argv[1] if sys.argv[1:] and not sys.argv[1].startswith("-") else ""
+    with reported(f"observe-r1 {command}".rstrip()):
+        check_known(command, (*TRAINER_COMMANDS, *COMMANDS))
+        check_versions()
+        if command in COMMANDS:
+            COMMANDS[command](sys.argv[2:])
+        else:
+            run_lightning_command()
+
+
+def check_known(command: str, known: Sequence[str]) -> None:
+    """Raises ValueError for a command that there is not; parsing would take seconds of imports to say so."""
+    if command and command not in known:
+        near = difflib.get_close_matches(command, known, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no command {command!r}.{meant} Commands: {', '.join(known)}.")
 
 
 def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
+    os.environ.setdefault("TQDM_LEAVE", "")  # before tqdm is imported: bars such as of weights go when they are done
     from observe_r1.checkpoint import check_requested
     from observe_r1.process_lifetime import end_with_launcher
 
     end_with_launcher()  # before what takes long to import
+    from observe_r1.callbacks.health import SickRun
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
 
     quiet_lightning()
     check_requested(sys.argv)
-    ObserveR1CLI()
+    try:
+        ObserveR1CLI()
+    except SickRun as sick:
+        sys.exit(f"observe-r1: stopped. {sick}")
 
 
 def locate_config(argument: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from observe_r1.advantages import AdvantageOptions
+from observe_r1.dealing import deal, work_of
 from observe_r1.experience import (
     Completion,
     EncodedPrompt,
@@ -21,9 +23,11 @@ from observe_r1.experience import (
 )
 from observe_r1.logprobs import TokenLogprobs
 from observe_r1.metrics import rollout_sums
-from observe_r1.micro_batches import assemble_step, deal_steps
+from observe_r1.micro_batches import assemble_step, deal_steps, optimizer_steps
+from observe_r1.parcels import pack, unpack
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
+from observe_r1.ranks import exchange, over_ranks
 from observe_r1.rewards.combination import RewardCombination
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.scoring import has_advantage, score_groups
@@ -36,10 +40,13 @@ class UpdateOptions:
     Args:
         steps_per_rollout: Optimizer steps over one rollout; each sees a share of its groups.
         epochs_per_rollout: Passes over a rollout.
+        balance_ranks: Groups travel to where they are trained, so that ranks have about equal work at every
+            micro-batch; false: each rank trains on what it sampled, and waits for the one with the longest completions.
     """
 
     steps_per_rollout: int = 1
     epochs_per_rollout: int = 1
+    balance_ranks: bool = True
 
     def __post_init__(self) -> None:
         if self.steps_per_rollout < 1 or self.epochs_per_rollout < 1:
@@ -105,6 +112,7 @@ class CollectedGroups:
     groups: list[PromptGroup]
     passed_over: list[PromptGroup]
     sampling_seconds: float  # of the engine, on this rank
+    counts: bool = True  # False: this rank kept no group and others did; its only one stands in for them
 
 
 class RolloutCollector:
@@ -144,8 +152,11 @@ class RolloutCollector:
         self.seed = seed
         self.clock = clock
         self._tokens_trained = 0.0
-        rewards.setup()
-        engine.setup(policy, processor)
+        try:
+            rewards.setup()
+            engine.setup(policy, processor)
+        except AttributeError as error:  # torch would take it for an attribute that the module lacks, and drop it
+            raise RuntimeError(f"A reward or the rollout engine could not be set up: {error}") from error
 
     def start(self, source: PromptSource, count: int, ranks: Ranks, weights_step: int) -> StartedRollout:
         """Draws the next `count` samples and has their completions sampled, with the weights the engine has now."""
@@ -162,7 +173,8 @@ class RolloutCollector:
         kept: list[PromptGroup] = []
         dropped: list[PromptGroup] = []
         refills = self.filtering.max_refills if self.filtering.zero_variance == "refill" else 0
-        missing, seconds = rollout.asked_for, 0.0
+        asked_for, seconds = rollout.asked_for, 0.0
+        missing = asked_for
         while True:
             with self.clock.measure("generate"):
                 sampled = rollout.sampled.result()
@@ -179,9 +191,10 @@ class RolloutCollector:
             if missing <= 0 or drawn == 0 or refills < 0:
                 break
             rollout = self.start(source, missing, ranks, rollout.weights_step)
-        # every rank trains on something: a group without advantage counts nothing and keeps the ranks together
-        groups, passed_over = (kept, dropped) if kept else (dropped[:1], dropped[1:])
-        return CollectedGroups(groups, passed_over, seconds)
+        if kept:
+            return CollectedGroups(kept, dropped, seconds)
+        # a rank without any group would lose the others: one without advantage keeps it with them
+        return CollectedGroups(dropped[:1], dropped[1:], seconds, counts=missing == asked_for)
 
     def deal(self, collected: CollectedGroups, micro_batches: int, ranks: Ranks) -> Experience:
         """Deals groups out to the optimizer steps and fixes the log-probs they are compared with.
@@ -191,27 +204,43 @@ class RolloutCollector:
             micro_batches: Of one optimizer step.
             ranks: This rank and the others.
         """
-        steps = deal_steps(
-            collected.groups,
-            steps=self.updates.steps_per_rollout,
-            epochs=self.updates.epochs_per_rollout,
-            micro_batches=micro_batches,
-            skip_zero_advantage=not self.needs_reference,
-            cost=self.policy.token_cost(),
-            sum_over_ranks=ranks.sum,
-        )
-        experience = Experience(collected.groups, steps)
+        experience = self._dealt(collected, micro_batches, ranks)
+        steps = experience.steps
         distinct_steps = self.updates.steps_per_rollout
         if len(steps) > 1:
             with self.clock.measure("old_logprobs"):
                 store_logprobs(experience, "old_logprobs", self._policy_logprobs, distinct_steps)
         if self.needs_reference:
-            with self.clock.measure("reference_logprobs"):
+            at_hand = nullcontext() if self.reference is None else self.reference.at_hand()
+            with self.clock.measure("reference_logprobs"), at_hand:
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
         experience.verdicts = dict(self.rewards.take_counts())
         experience.metrics = self._figures(experience, collected, ranks)
         self._tokens_trained = sum(step.totals.forwarded_tokens for step in steps) / ranks.world_size
         return experience
+
+    def _dealt(self, collected: CollectedGroups, micro_batches: int, ranks: Ranks) -> Experience:
+        """What each rank trains: the groups it sampled, or where ranks are balanced, those that the plan gives it."""
+        groups, updates = collected.groups, self.updates
+        cost, skips = self.policy.token_cost(), not self.needs_reference
+        if ranks.world_size == 1 or not updates.balance_ranks:
+            steps = deal_steps(
+                groups,
+                steps=updates.steps_per_rollout,
+                epochs=updates.epochs_per_rollout,
+                micro_batches=micro_batches,
+                skip_zero_advantage=skips,
+                cost=cost,
+                sum_over_ranks=ranks.sum,
+            )
+            return Experience(groups, steps)
+        with self.clock.measure("exchange"):
+            works = [work_of(group, cost, skips) for group in groups if collected.counts]
+            plan = deal(over_ranks(works), updates.steps_per_rollout, micro_batches)
+            parcels = [pack([groups[g] for g in sent]) for sent in plan.sent(ranks.rank)]
+            received = [group for parcel in exchange(parcels, self.policy.device) for group in unpack(parcel)]
+        steps = optimizer_steps(plan, ranks.rank, groups, plan.sums, micro_batches, cost)
+        return Experience(groups, steps * updates.epochs_per_rollout, received=received)
 
     def sample(
         self, prompts: list[EncodedPrompt], sampling: SamplingOptions, seed: int, clock: PhaseClock
@@ -286,12 +315,13 @@ def store_logprobs(
     Runs micro-batch by micro-batch as they will be trained: with another packing, half precision would move the ratio
     off 1 before the first step.
     """
+    groups = experience.trained_groups
     filled: list[list[Tensor]] = [
-        [torch.zeros(len(completion)) for completion in group.completions] for group in experience.groups
+        [torch.zeros(len(completion)) for completion in group.completions] for group in groups
     ]
     for step in experience.steps[:distinct_steps]:
         for index, assignment in enumerate(step.micro_batches):
-            batch = assemble_step(experience.groups, step, index)
+            batch = assemble_step(groups, step, index)
             # fillers too: under sharded strategies every rank has to call the model equally often
             values = logprobs_of(batch).float().cpu()
             if index in step.fillers:
@@ -299,5 +329,5 @@ def store_logprobs(
             items = [(g, c) for g, completions in assignment for c in completions]
             for (g, c), value in zip(items, values.split(batch.lengths.tolist()), strict=True):
                 filled[g][c] = value.clone()  # a view would be saved with the whole micro-batch behind it
-    for group, values_of_group in zip(experience.groups, filled, strict=True):
+    for group, values_of_group in zip(groups, filled, strict=True):
         setattr(group, field, values_of_group)

@@ -64,20 +64,37 @@ def serve(arguments: Sequence[str]) -> None:
 
     sys.argv[1:] = arguments
     cli = ServeCLI(run=False)
+    serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """`observe-r1 plan --config ...`: memory and time of a training; exit code 1 where it does not fit."""
+    from observe_r1.lightning_cli import quiet_lightning
+    from observe_r1.plan import PlanCLI, plan
+
+    quiet_lightning()
+    sys.argv[1:] = arguments
+    cli = PlanCLI(run=False)
     try:
-        serve(cli.model, str(cli.config.trainer.precision), cli.config_init.serve, cli.config.print_command)
+        made = plan(cli.model, cli.datamodule, cli.trainer_options, cli.config_init.plan)
     except ValueError as error:
-        sys.exit(f"observe-r1 serve: {error}")
+        sys.exit(f"observe-r1 plan: {error}")
+    sys.exit(made.exit_code)
 
 
 def _run(name: str, command: Any, arguments: Sequence[str], as_positional: bool = True) -> None:
     """Runs what the arguments ask for; the exit code is that of its result, 0 where it has none."""
     from jsonargparse import auto_cli
 
-    try:
-        result = auto_cli(command, args=list(arguments), prog=f"observe-r1 {name}", as_positional=as_positional)
-    except (ValueError, OSError) as error:
-        sys.exit(f"observe-r1 {name}: {error}")
+    from observe_r1.argument_errors import ShortErrors
+
+    result = auto_cli(
+        command,
+        args=list(arguments),
+        prog=f"observe-r1 {name}",
+        as_positional=as_positional,
+        parser_class=ShortErrors,
+    )
     sys.exit(getattr(result, "exit_code", 0))
 
 
@@ -88,4 +105,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "report": report,
     "serve": serve,
+    "plan": plan,
 }

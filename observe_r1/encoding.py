@@ -35,6 +35,9 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.max_prompt_tokens < 1:
             raise ValueError(f"prompt.max_prompt_tokens is {self.max_prompt_tokens}, but it must be at least 1.")
+        for name, pixels in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)):
+            if pixels is not None and pixels < 1:
+                raise ValueError(f"prompt.{name} is {pixels}: use 1 or more, or null for the processor's own limit.")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"prompt.min_pixels ({self.min_pixels}) exceeds prompt.max_pixels ({self.max_pixels}).")
 
@@ -78,7 +81,7 @@ class PromptEncoder:
                 prompt.position,
                 "prompt_too_long",
                 f"sample {prompt.id!r}: {len(token_ids)} tokens, prompt.max_prompt_tokens is "
-                f"{self.options.max_prompt_tokens}",
+                f"{self.options.max_prompt_tokens}: raise it, or lower prompt.max_pixels",
             )
         vision = VisionInputs(encoded["pixel_values"], encoded["image_grid_thw"]) if images else None
         return EncodedPrompt(prompt, token_ids, encoded["mm_token_type_ids"][0].to(torch.long), vision)

@@ -139,7 +139,7 @@ class PromptGroup:
     completions: Sequence[Completion]
     scores: GroupScores | None = None
     old_logprobs: list[Tensor] | None = None  # [C] each; None: one optimizer step per rollout, the ratio is exactly 1
-    reference_logprobs: list[Tensor] | None = None  # [C] each; None: no KL term
+    reference_logprobs: list[Tensor] | None = None  # [C] each; None: no KL term; both: 0 where trained by another rank
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,16 @@ class OptimizerStep:
 class Experience:
     """One rollout, ready to be trained on: scored groups and how the optimizer steps deal them out."""
 
-    groups: list[PromptGroup]
-    steps: list[OptimizerStep]
+    groups: list[PromptGroup]  # that this rank sampled: each is on one rank only, whoever trains it
+    steps: list[OptimizerStep]  # of this rank
     metrics: dict[str, float] = field(default_factory=dict)  # by logging name, over all ranks
     verdicts: dict[str, int] = field(default_factory=dict)  # how answers were judged, on this rank
+    received: list[PromptGroup] = field(default_factory=list)  # from ranks that sampled them, without their pictures
+
+    @property
+    def trained_groups(self) -> list[PromptGroup]:
+        """The groups that `steps` number. Not all of those that this rank sampled need be trained here."""
+        return [*self.groups, *self.received]
 
     def __len__(self) -> int:
         return sum(len(step.micro_batches) for step in self.steps)

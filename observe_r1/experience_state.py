@@ -34,8 +34,9 @@ def to_state(experience: Experience) -> dict[str, Any]:
                 "old_logprobs": group.old_logprobs,
                 "reference_logprobs": group.reference_logprobs,
             }
-            for group in experience.groups
+            for group in experience.trained_groups
         ],
+        "received": len(experience.received),  # the last of the groups
         "steps": [
             {
                 "micro_batches": step.micro_batches,
@@ -74,7 +75,8 @@ def from_state(state: dict[str, Any], prompt_at: Callable[[int], EncodedPrompt])
         )
         for step in state["steps"]
     ]
-    return Experience(groups, steps, state["metrics"], state["verdicts"])
+    sampled = len(groups) - state.get("received", 0)
+    return Experience(groups[:sampled], steps, state["metrics"], state["verdicts"], groups[sampled:])
 
 
 def started_to_state(rollout: StartedRollout) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from observe_r1.checkpoint import ENTRY, check_file
+from observe_r1.atomic_files import intact
+from observe_r1.checkpoint import ENTRY, check_file, unsaved
 from observe_r1.encoding import PromptOptions
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
 from observe_r1.policy import Policy
@@ -37,7 +38,7 @@ def export_checkpoint(checkpoint: str, output: str, pretrained: str | None = Non
     Raises:
         ValueError: observe_r1 did not write the checkpoint, or the output is there already.
     """
-    source, target = Path(checkpoint), Path(output)
+    source, target = intact(checkpoint), Path(output)
     if target.exists():
         raise ValueError(f"{output!r} exists: name a new directory, or remove it.")
     check_file(checkpoint)
@@ -100,11 +101,9 @@ def _fill(policy: Policy, path: Path) -> None:
         name.removeprefix(POLICY): weight for name, weight in saved.items() if name.startswith(POLICY)
     }
     named = list(policy.named_parameters(remove_duplicate=False))
-    # frozen weights below adapters are not saved; they are those of the files
-    unsaved = {name for name, parameter in named if policy.has_adapters and not parameter.requires_grad}
     found = {id(parameter) for name, parameter in named if name in weights}
     tied = {name for name, parameter in named if id(parameter) in found}
-    missing, unknown = own.keys() - weights.keys() - unsaved - tied, weights.keys() - own.keys()
+    missing, unknown = own.keys() - weights.keys() - unsaved(policy) - tied, weights.keys() - own.keys()
     if missing or unknown:
         raise ValueError(
             f"The checkpoint {str(path)!r} does not fit the model {policy.transformer.config.name_or_path!r}: "

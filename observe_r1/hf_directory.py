@@ -50,6 +50,8 @@ def save_pretrained(
             held = {}
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    if hasattr(config, "quantization_config"):  # the weights that come are not
+        del config.quantization_config
     config.dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
     config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)

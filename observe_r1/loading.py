@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.encoding import PromptOptions
+from observe_r1.hub import check_on_hub
+from observe_r1.offloading import OffloadedWeights
+from observe_r1.parameter_groups import fitting_patterns
 from observe_r1.policy import Policy
+from observe_r1.quantization import KINDS, Quantization, compute_alike, quantization_config
 from observe_r1.sharding import shard_like
 
 
@@ -33,6 +38,10 @@ class LoraOptions:
     alpha: int = 128
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"policy.lora.rank is {self.rank} and policy.lora.alpha {self.alpha}: use 1 or more.")
+
 
 @dataclass(frozen=True)
 class PolicyOptions:
@@ -48,8 +57,11 @@ class PolicyOptions:
         prefix_attention: Kernels of the shared-prefix forward. `auto`: `varlen` on CUDA in half precision, `two_pass`
             on the CPU, `sdpa` elsewhere. `flash_attn` needs its package (extra `flash-attn`).
         freeze: Shell patterns of parameter names that are not trained, such as `*visual*`.
-        gradient_checkpointing: Compute activations again in the backward instead of keeping them.
+        gradient_checkpointing: Compute the activations of every block again in the backward instead of keeping them;
+            `text` or `vision` in the blocks of that part only.
         lora: Train adapters only.
+        quantization: Below adapters, `nf4` or `fp4` keeps the linear layers of the text model in 4 bits (extra
+            `qlora`); the vision tower and the output layer stay as they are.
         logprob_chunk_tokens: Number of completion tokens that have logits at once.
     """
 
@@ -58,9 +70,27 @@ class PolicyOptions:
     forward: Literal["shared_prefix", "padded"] = "shared_prefix"
     prefix_attention: Literal["auto", "sdpa", "two_pass", "varlen", "flash_attn"] = "auto"
     freeze: list[str] = field(default_factory=list)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["text", "vision"] = True
     lora: LoraOptions | None = None
+    quantization: Quantization | None = None
     logprob_chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.quantization not in (None, *KINDS):
+            raise ValueError(
+                f"policy.quantization is {self.quantization!r}: use {' or '.join(KINDS)}, or null for none."
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"policy.quantization is {self.quantization}, and weights in 4 bits cannot be trained: set policy.lora "
+                "(--config policy/qlora.yaml), or policy.quantization to null."
+            )
+        if self.gradient_checkpointing not in (True, False, "text", "vision"):
+            raise ValueError(
+                f"policy.gradient_checkpointing is {self.gradient_checkpointing!r}: use true, false, text or vision."
+            )
+        if self.logprob_chunk_tokens < 1:
+            raise ValueError(f"policy.logprob_chunk_tokens is {self.logprob_chunk_tokens}: use 1 or more.")
 
 
 def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
@@ -76,18 +106,27 @@ def load_policy(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, e
     for pattern in options.freeze:
         matched = [parameter for name, parameter in model.named_parameters() if fnmatch(name, pattern)]
         if not matched:
-            examples = ", ".join(sorted({name.rsplit(".", 2)[0] for name, _ in model.named_parameters()})[:5])
-            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Names look like: {examples}.")
+            fitting = ", ".join(fitting_patterns(name for name, _ in model.named_parameters()))
+            raise ValueError(f"policy.freeze: {pattern!r} matches no parameter. Patterns that do: {fitting}.")
         for parameter in matched:
             parameter.requires_grad_(False)
     if options.lora is not None:
         with torch.device("meta") if empty else nullcontext():
             model = _add_adapters(model, options.lora)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if options.lora is not None:
-            model.enable_input_require_grads()
+        _checkpoint_blocks(model, options)
     return _policy(model.train(), options)
+
+
+def _checkpoint_blocks(model: Any, options: PolicyOptions) -> None:
+    base = model.get_base_model() if options.lora is not None else model
+    towers = {"vision": getattr(base.model, "visual", None), "text": base.get_decoder()}
+    chosen = base if options.gradient_checkpointing is True else towers[str(options.gradient_checkpointing)]
+    if chosen is None:
+        raise ValueError(f"policy.gradient_checkpointing is vision, and {type(base).__name__} has no vision tower.")
+    chosen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if options.lora is not None and chosen is not towers["vision"]:
+        model.enable_input_require_grads()
 
 
 def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
@@ -96,11 +135,28 @@ def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *
     return _policy(model, options).requires_grad_(False).eval()
 
 
+def offload(policy: Policy, device: torch.device, by_block: bool) -> Policy:
+    """Keeps the weights of a frozen policy in the memory of the CPU; see `Policy.at_hand`."""
+    blocks = _blocks(policy) if by_block else []
+    policy.offloaded = OffloadedWeights(policy, blocks, device)
+    return policy
+
+
+def _blocks(policy: Policy) -> list[torch.nn.Module]:
+    """Of the text model and the vision tower."""
+    return [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
     """The model's own processor, with the pixel limits of the prompt options."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(locate(pretrained))
+    with _explained(pretrained):
+        processor = AutoProcessor.from_pretrained(locate(pretrained))
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"policy.pretrained: {pretrained!r} has no image processor: give a vision-language model with its own."
+        )
     limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}  # areas, despite the names
     size = {name: getattr(processor.image_processor.size, name) if v is None else v for name, v in limits.items()}
     processor.image_processor.size = type(processor.image_processor.size)(**size)
@@ -133,8 +189,7 @@ def shard_policy(
     """
     full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
     policy = load(options, dtype, empty=True)
-    blocks = [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
-    shard_like(policy, blocks, full, mesh, compute_dtype, ("next_logits",))
+    shard_like(policy, _blocks(policy), full, mesh, compute_dtype, ("next_logits",))
     policy.in_lockstep = True
     return policy
 
@@ -150,16 +205,34 @@ def _load_model(options: PolicyOptions, dtype: torch.dtype, empty: bool = False)
             )
         model.generation_config = GenerationConfig.from_pretrained(path)
         return model
-    return AutoModelForImageTextToText.from_pretrained(
-        locate(options.pretrained), dtype=dtype, attn_implementation=options.attn_implementation
-    )
+    quantized = options.quantization
+    with _explained(options.pretrained):
+        model = AutoModelForImageTextToText.from_pretrained(
+            locate(options.pretrained),
+            dtype=dtype,
+            attn_implementation=options.attn_implementation,
+            quantization_config=None if quantized is None else quantization_config(quantized, dtype),
+        )
+    compute_alike(model)
+    return model
+
+
+@contextmanager
+def _explained(pretrained: str) -> Iterator[None]:
+    """Names the option that the block's errors are about."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if str(error).startswith("policy."):
+            raise
+        raise ValueError(f"policy.pretrained: {pretrained!r} cannot be loaded: {error}") from error
 
 
 def locate(pretrained: str) -> str:
     """What `from_pretrained` takes for a configured name.
 
     Raises:
-        ValueError: The name looks like a directory and there is none.
+        ValueError: The name looks like a directory and there is none, or the hub does not have it or cannot be reached.
     """
     if pretrained == "quickstart":
         return str(files("observe_r1.quickstart") / "policy")
@@ -169,7 +242,13 @@ def locate(pretrained: str) -> str:
             f"policy.pretrained: no directory {pretrained!r}. Give a directory with config.json and safetensors, or "
             "a hub name such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
-    return str(Path(pretrained).expanduser()) if looks_local else pretrained
+    directory = Path(pretrained).expanduser()
+    if not directory.is_dir():
+        check_on_hub(pretrained)
+        return pretrained
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"policy.pretrained: {pretrained!r} has no config.json, so it holds no Hugging Face model.")
+    return str(directory)
 
 
 def _add_adapters(model: Any, options: LoraOptions) -> Any:
@@ -179,6 +258,16 @@ def _add_adapters(model: Any, options: LoraOptions) -> Any:
         raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
     targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+    linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    if targets != "all-linear":
+        # peft passes over a name that fits nothing where another one fits
+        unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
+        if unknown:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear if not name[-1].isdigit()}))
+            raise ValueError(
+                f"policy.lora.target_modules: no linear layer is called {', '.join(unknown)}. Names: {known}; or "
+                "[all-linear]."
+            )
     return get_peft_model(model, config)
 
 

@@ -1,25 +1,25 @@
-"""Deals the completions of a rollout to optimizer steps and micro-batches, and assembles what `training_step` reads."""
+"""The micro-batches of each optimizer step of a rollout, and the tensors of one, which `training_step` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from observe_r1.balancing import Item, balance, cost_of
+from observe_r1.balancing import Item, cost_of
+from observe_r1.dealing import RankPlan, deal, scores_of, work_of
 from observe_r1.experience import (
     Assignment,
     Experience,
-    GroupScores,
     GroupSlice,
     MicroBatch,
     OptimizerStep,
     PromptGroup,
     StepTotals,
 )
-from observe_r1.token_cost import GroupCost, TokenCost
+from observe_r1.token_cost import TokenCost
 
 
 def deal_steps(
@@ -32,12 +32,12 @@ def deal_steps(
     cost: TokenCost,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[OptimizerStep]:
-    """The optimizer steps of a rollout: `steps` blocks of whole groups in curriculum order, passed over `epochs` times.
-
-    Every step has exactly `micro_batches` micro-batches of about equal cost, the dearest first, none of them empty:
-    where a step has too little to train on, micro-batches that count nothing fill in.
+    """The optimizer steps of a rollout whose groups are trained where they were sampled.
 
     Args:
+        steps: Blocks of whole groups in curriculum order, passed over `epochs` times.
+        micro_batches: Of every step, of about equal cost, the dearest first, none of them empty: where a step has too
+            little to train on, micro-batches that count nothing fill in.
         skip_zero_advantage: Completions with advantage 0 do not pass through the model. Only right when nothing else
             gives them a gradient (no KL); they still count in the totals, so the loss is the same.
         cost: Of a completion and of its prompt, which every micro-batch with completions of the group pays.
@@ -46,48 +46,43 @@ def deal_steps(
     Raises:
         ValueError: There are no groups.
     """
+    plan = deal([[work_of(group, cost, skip_zero_advantage) for group in groups]], steps, micro_batches)
+    return optimizer_steps(plan, 0, groups, sum_over_ranks(plan.sums), micro_batches, cost) * epochs
+
+
+def optimizer_steps(
+    plan: RankPlan, rank: int, groups: Sequence[PromptGroup], sums: Tensor, micro_batches: int, cost: TokenCost
+) -> list[OptimizerStep]:
+    """What one rank of a plan does.
+
+    Args:
+        groups: Of this rank. Those that the plan gives it beside them are numbered behind them.
+        sums: [steps, 3] those of the plan, over all ranks.
+        micro_batches: Of every step.
+    """
+    numbers = {g: place for g, (owner, place) in enumerate(plan.owners) if owner == rank}
+    numbers |= {g: len(groups) + place for place, g in enumerate(plan.received(rank))}
+    filler = _filler(groups, cost)
+    dealt = []
+    for batches, of_step in zip(plan.batches[rank], sums.tolist(), strict=True):
+        # a step in which nothing is trained has loss 0; its denominator only has to be finite
+        totals = StepTotals(*(max(value, 1.0) for value in of_step))
+        assignments = [_assignment([(numbers[g], c) for g, c in batch]) for batch in batches]
+        assignments += [filler] * (micro_batches - len(batches))
+        dealt.append(OptimizerStep(assignments, totals, frozenset(range(len(batches), micro_batches))))
+    return dealt
+
+
+def _filler(groups: Sequence[PromptGroup], cost: TokenCost) -> Assignment:
+    """The cheapest completion."""
     if not groups:
         raise ValueError("A rollout without any prompt cannot be trained on: every sample of it was skipped.")
+    costs = [
+        cost.group(group.prompt.token_ids.numel(), group.prompt.tower_patches, [len(c) for c in group.completions])
+        for group in groups
+    ]
     everything = [(g, c) for g, group in enumerate(groups) for c in range(len(group.completions))]
-    costs = [_group_cost(group, cost) for group in groups]
-    filler = _assignment([min(everything, key=lambda item: (cost_of(costs, [item]), item))])
-    dealt: list[OptimizerStep] = []
-    for part in _share_out(groups, steps):
-        trained = [(g, c) for g, c in part if _is_trained(groups[g], c)]
-        forwarded = [
-            (g, c) for g, c in trained if not skip_zero_advantage or float(_scores(groups[g]).advantage[c]) != 0.0
-        ]
-        sums = sum_over_ranks(
-            torch.tensor([len(trained), _tokens(groups, trained), _tokens(groups, forwarded)], dtype=torch.float64)
-        ).tolist()
-        # a step in which nothing is trained has loss 0; its denominator only has to be finite
-        totals = StepTotals(*(max(value, 1.0) for value in sums))
-        full = min(micro_batches, len(forwarded))
-        batches = _deal(costs, forwarded, full) if full else []
-        batches += [filler] * (micro_batches - full)
-        dealt.append(OptimizerStep(batches, totals, frozenset(range(full, micro_batches))))
-    return dealt * epochs
-
-
-def _share_out(groups: Sequence[PromptGroup], steps: int) -> list[list[Item]]:
-    """Completions of each optimizer step: whole groups, or where there are fewer groups than steps, parts of them."""
-    completions = [[(g, c) for c in range(len(group.completions))] for g, group in enumerate(groups)]
-    units = completions if len(groups) >= steps else [[item] for items in completions for item in items]
-    bounds = [round(len(units) * step / steps) for step in range(steps + 1)]
-    return [[item for unit in units[start:end] for item in unit] for start, end in pairwise(bounds)]
-
-
-def _group_cost(group: PromptGroup, cost: TokenCost) -> GroupCost:
-    prompt, lengths = group.prompt, [len(completion) for completion in group.completions]
-    return cost.group(prompt.token_ids.numel(), prompt.tower_patches, lengths)
-
-
-def _deal(costs: Sequence[GroupCost], items: Sequence[Item], parts: int) -> list[Assignment]:
-    """`items`, which are in order, in micro-batches of about equal cost."""
-    present = _assignment(items)
-    subsets = [GroupCost(costs[g].prompt, [costs[g].completions[c] for c in chosen]) for g, chosen in present]
-    balanced = balance(subsets, parts)
-    return [_assignment([(present[g][0], present[g][1][c]) for g, c in part]) for part in balanced]
+    return _assignment([min(everything, key=lambda item: (cost_of(costs, [item]), item))])
 
 
 def assemble(experience: Experience, number: int) -> MicroBatch:
@@ -99,7 +94,7 @@ def assemble(experience: Experience, number: int) -> MicroBatch:
         index -= len(step.micro_batches)
     else:
         raise IndexError(f"micro-batch {number} of a rollout that has {len(experience)}")
-    return assemble_step(experience.groups, step, index)
+    return assemble_step(experience.trained_groups, step, index)
 
 
 def assemble_step(groups: Sequence[PromptGroup], step: OptimizerStep, index: int) -> MicroBatch:
@@ -113,7 +108,7 @@ def assemble_step(groups: Sequence[PromptGroup], step: OptimizerStep, index: int
             for g, completions in assignment
         ],
         lengths=torch.tensor([len(completion) for completion in chosen]),
-        advantages=torch.stack([_scores(groups[g]).advantage[c] for g, c in items]).float(),
+        advantages=torch.stack([scores_of(groups[g]).advantage[c] for g, c in items]).float(),
         trained=torch.tensor([float(_is_trained(groups[g], c) and not is_filler) for g, c in items]),
         sampler_logprobs=torch.cat([completion.sampler_logprobs for completion in chosen]),
         totals=step.totals,
@@ -130,17 +125,8 @@ def _gather(logprobs: Sequence[list[Tensor] | None], items: Sequence[Item]) -> T
     return torch.cat(present) if present else None
 
 
-def _scores(group: PromptGroup) -> GroupScores:
-    assert group.scores is not None, "groups are scored before they are dealt out"
-    return group.scores
-
-
 def _is_trained(group: PromptGroup, completion: int) -> bool:
-    return bool(_scores(group).trained[completion])
-
-
-def _tokens(groups: Sequence[PromptGroup], items: Sequence[Item]) -> int:
-    return sum(len(groups[g].completions[c]) for g, c in items)
+    return bool(scores_of(group).trained[completion])
 
 
 def _assignment(items: Sequence[Item]) -> Assignment:

@@ -77,6 +77,8 @@ class ObserveR1(L.LightningModule):
         scheduler: Learning-rate schedule, given the optimizer and the optimizer steps of the run.
         validation_max_new_tokens: Length limit of the greedy answers to held-out questions; null: as in training.
         prediction: What `predict` gives: one `greedy` answer to each question, or a group `sampled` as in training.
+        on_sick: What the callback Health does when the training is sick: `warn`, `stop` with an error and a checkpoint
+            where it would not heal, or `ignore`.
         seed: Seed of the sampling. The command line sets it from `seed_everything`.
     """
 
@@ -98,6 +100,7 @@ class ObserveR1(L.LightningModule):
         scheduler: SchedulerCallable | None = None,
         validation_max_new_tokens: int | None = None,
         prediction: Literal["greedy", "sampled"] = "greedy",
+        on_sick: Literal["warn", "stop", "ignore"] = "warn",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -119,6 +122,7 @@ class ObserveR1(L.LightningModule):
         self.scheduler = scheduler
         self.greedy = SamplingOptions(1, 0.0, 1.0, validation_max_new_tokens or self.sampling.max_new_tokens)
         self.prediction = prediction
+        self.on_sick = on_sick
         self.seed = seed
         self.clock = PhaseClock()
         self.pass_rate = PassRate()
@@ -156,7 +160,10 @@ class ObserveR1(L.LightningModule):
         self.encoder = PromptEncoder(processor, self.prompt_options)
         has_reference = self.kl.coefficient > 0 and self.policy_options.lora is None  # or the base without adapters
         self.policy, reference = load_models(
-            self.trainer.strategy, self.policy_options, str(self.trainer.precision), has_reference
+            self.trainer.strategy,
+            self.policy_options,
+            str(self.trainer.precision),
+            self.kl.reference_offload if has_reference else None,
         )
         self._reference = [] if reference is None else [reference]
 

@@ -19,6 +19,7 @@ from observe_r1.experience import StepTotals
 KL_LIMIT = 10.0  # per-token clamp of the KL in the reward, as in the release
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip range; keeps exp() finite
 
+ReferenceOffload = Literal["none", "model", "blocks"]
 ObjectiveName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 
 
@@ -60,12 +61,17 @@ class KLOptions:
         coefficient: β; 0 for none, and then no reference model is loaded.
         placement: `reward` subtracts the KL to come from the advantage of each token (the release); `loss` adds it to
             the loss (GRPO as published).
+        reference_offload: Where the reference model is while it is not used: on the device (`none`), or in the memory
+            of the CPU, from where it is fetched for its passes over a rollout whole (`model`), or in every pass one
+            block at a time (`blocks`), which needs the least memory and the most time. With adapters there is no
+            reference model, and sharded strategies spread it as they spread the policy.
         estimator: `k1` log π − log π_ref; `k2` half its square; `k3` exp(−k1) − 1 + k1 (http://joschu.net/blog/kl-approx.html).
     """
 
     coefficient: float = 0.0
     placement: Literal["reward", "loss"] = "reward"
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    reference_offload: ReferenceOffload = "none"
 
     def __post_init__(self) -> None:
         if self.coefficient < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from observe_r1.experience import EncodedPrompt, GroupSlice
 from observe_r1.hf_directory import save_pretrained
 from observe_r1.logprobs import LogprobHead, TokenLogprobs
 from observe_r1.model_inputs import encode_images, takes_image_features
+from observe_r1.offloading import OffloadedWeights
 from observe_r1.padded import padded_logprobs
+from observe_r1.quantization import dequantized, full_shape_and_dtype, is_quantized, kind_of
 from observe_r1.ranks import any_rank
 from observe_r1.sharding import blank_prompt, full_shape, gathered, kept_whole, reshard, whole
 from observe_r1.shared_prefix import NAME as PREFIX_ATTENTION
@@ -44,6 +46,7 @@ class Policy(nn.Module):
         self.shares_prefixes = shares_prefixes
         self.prefix_attention = prefix_attention
         self.in_lockstep = False  # weights are gathered in every call, so every rank has to call equally often
+        self.offloaded: OffloadedWeights | None = None  # weights that are on the device only `at_hand`
         self._backend: str | None = None  # of the packed forward; None: not compared with the plain one yet
         found = (getattr(model.config, name, None) for name in VISION_TOKENS)
         # sampled vision placeholders would ask for image features that do not exist
@@ -122,6 +125,10 @@ class Policy(nn.Module):
     def blank_prompt(self, device: torch.device | None = None) -> EncodedPrompt:
         """What a rank without images, or without prompts, gives the model in lockstep with the others."""
         return blank_prompt(self.transformer.config, device)
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Where weights are offloaded, forwards have to be inside."""
+        return nullcontext() if self.offloaded is None else self.offloaded.at_hand()
 
     @contextmanager
     def kept_whole(self) -> Iterator[None]:
@@ -238,6 +245,7 @@ class Policy(nn.Module):
 
         Sharded weights are gathered one at a time: all ranks have to go through them to the end, and a rank that keeps
         none needs memory for one. Adapters are merged into a copy of one weight at a time, the model stays as it is.
+        Weights in 4 bits come as they are computed with.
         What comes from a model that is neither sharded nor adapted is the weight itself, not a copy.
         """
         reshard(self)
@@ -245,7 +253,7 @@ class Policy(nn.Module):
         for name, weight in self._named_parameters().items():
             layer = adapted.get(id(weight))
             with torch.no_grad(), gathered([weight, *(layer.parameters() if layer is not None else ())]):
-                merged = weight.detach()
+                merged = dequantized(weight).detach()
                 if layer is not None:
                     for adapter in layer.active_adapters:
                         merged = merged + layer.get_delta_weight(adapter).to(merged.dtype)
@@ -253,7 +261,10 @@ class Policy(nn.Module):
 
     def weight_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of what `named_weights` gives, in its order, without gathering anything."""
-        return {name: (full_shape(weight), weight.dtype) for name, weight in self._named_parameters().items()}
+        return {
+            name: full_shape_and_dtype(weight) if is_quantized(weight) else (full_shape(weight), weight.dtype)
+            for name, weight in self._named_parameters().items()
+        }
 
     def _named_parameters(self) -> dict[str, Tensor]:
         """Parameters without adapters, under the names of `save_pretrained`."""
@@ -285,6 +296,7 @@ class Policy(nn.Module):
             "vocab_size": text.vocab_size,
             "vision_layers": getattr(vision, "depth", None),
             "lora_rank": adapters,
+            "quantization": kind_of(self.model),
         }
 
     def save_pretrained(self, directory: Path, writes: bool = True) -> None:

@@ -17,6 +17,11 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
+def is_started_by_rank() -> bool:
+    """Lightning runs on this machine as one rank, which started this one."""
+    return os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid())
+
+
 def end_with_launcher() -> None:
     """Ties a rank that Lightning starts to the one that starts it: in a collective it could wait for hours.
 

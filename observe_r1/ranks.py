@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+PIECE_BYTES = 2**28  # of what ranks send each other, on a device at a time
 
 
 def rank() -> int:
@@ -52,3 +56,26 @@ def agree(error: Exception | None, device: torch.device) -> None:
         raise error
     if failed:
         raise RuntimeError("Another rank failed: its error is above or in its own output.")
+
+
+def exchange(parcels: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """What every rank has for this one, [bytes] uint8 each on the CPU: point to point, in bounded pieces.
+
+    Args:
+        parcels: [bytes] uint8 for each rank.
+        device: Where the backend wants tensors. It holds pieces of the parcels, at most `PIECE_BYTES` in either
+            direction.
+    """
+    sizes = torch.tensor([len(parcel) for parcel in parcels], device=device)
+    expected = torch.empty_like(sizes)
+    dist.all_to_all_single(expected, sizes)
+    arrived = [torch.empty(size, dtype=torch.uint8) for size in expected.tolist()]
+    piece = PIECE_BYTES // len(parcels)
+    for start in range(0, largest_over_ranks(int(sizes.max()), device), piece):
+        going = [parcel[start : start + piece] for parcel in parcels]
+        coming = [parcel[start : start + piece] for parcel in arrived]  # views
+        received = torch.empty(sum(map(len, coming)), dtype=torch.uint8, device=device)
+        dist.all_to_all_single(received, torch.cat(going).to(device), [*map(len, coming)], [*map(len, going)])
+        for part, came in zip(coming, received.cpu().split([*map(len, coming)]), strict=True):
+            part.copy_(came)
+    return arrived

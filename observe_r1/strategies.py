@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -18,11 +19,13 @@ from lightning.pytorch.strategies import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from observe_r1.loading import PolicyOptions, load_policy, load_reference, shard_policy
+from observe_r1.atomic_files import intact, replaced_directory
+from observe_r1.checkpoint_io import AsyncCheckpoints, AtomicFiles, write_parts
+from observe_r1.loading import PolicyOptions, load_policy, load_reference, offload, shard_policy
+from observe_r1.objective import ReferenceOffload
 from observe_r1.policy import Policy
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
-PARTIAL, PREVIOUS = ".partial", ".previous"
 
 
 class FSDP2(ModelParallelStrategy):
@@ -43,6 +46,7 @@ class FSDP2(ModelParallelStrategy):
     ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
         self.ranks_per_replica = ranks_per_replica
+        self._writers: dist.ProcessGroup | None = None  # all ranks, when they write beside the training
 
     def setup_environment(self) -> None:
         world_size = self.num_nodes * self.num_processes
@@ -66,8 +70,20 @@ class FSDP2(ModelParallelStrategy):
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
-        with written_whole(self, filepath) as partial:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+        path = Path(self.broadcast(filepath))
+        if not isinstance(self.checkpoint_io, AsyncCheckpoints):
+            write_parts(checkpoint, path)
+            return
+        if self._writers is None:
+            self._writers = dist.new_group(backend="gloo")
+        writers = self._writers
+        self.checkpoint_io.save_with(lambda copy: write_parts(copy, path, writers), checkpoint)
+
+    def teardown(self) -> None:
+        try:
+            self.checkpoint_io.teardown()  # Lightning leaves it out for this strategy
+        finally:
+            super().teardown()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return super().load_checkpoint(intact(checkpoint_path), weights_only)
@@ -82,13 +98,13 @@ class DeepSpeed(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int = 2, **options: Any) -> None:
-        try:
-            super().__init__(stage=stage, **options)
-        except ImportError as error:
-            raise ValueError("trainer.strategy needs DeepSpeed: pip install 'observe-r1[deepspeed]'.") from error
+        if find_spec("deepspeed") is None:
+            raise ValueError("trainer.strategy needs DeepSpeed: pip install 'observe-r1[deepspeed]'.")
+        super().__init__(stage=stage, **options)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        with written_whole(self, filepath) as partial:
+        path = Path(self.broadcast(filepath))
+        with replaced_directory(path, self.is_global_zero, self.barrier) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -96,6 +112,9 @@ class DeepSpeed(DeepSpeedStrategy):
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="torch's fully_shard over all ranks")
+for _name, _entry in list(StrategyRegistry.items()):  # Lightning's own names, such as deepspeed_stage_2, mean ours
+    if _entry["strategy"] is DeepSpeedStrategy:
+        StrategyRegistry.register(_name, DeepSpeed, _entry["description"], override=True, **_entry["init_params"])
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -114,17 +133,55 @@ def prepare(strategy: Strategy) -> None:
         )
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2):
         raise ValueError("trainer.strategy is ModelParallelStrategy: use fsdp2, which sets it up for data parallelism.")
+    _check_checkpoint_io(strategy)
     if isinstance(strategy, DeepSpeedStrategy):
         assert isinstance(strategy.config, dict)
         # Lightning would ask the train loader, which needs the models
         strategy.config.setdefault("train_micro_batch_size_per_gpu", 1)
 
 
+def _check_checkpoint_io(strategy: Strategy) -> None:
+    """Makes Lightning's way of writing files safe, and refuses what would be ignored."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = AtomicFiles()
+    if isinstance(strategy, DeepSpeedStrategy) and isinstance(
+        strategy.checkpoint_io, AsyncCheckpoints | AsyncCheckpointIO
+    ):
+        raise ValueError(
+            "trainer.plugins has asynchronous checkpoints, and DeepSpeed writes its own: take them out, or use fsdp2 "
+            "(--config strategies/fsdp2.yaml), which can."
+        )
+    if isinstance(strategy, FSDP2) and isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        raise ValueError(
+            "trainer.plugins has Lightning's AsyncCheckpointIO, which is nothing for sharded weights: use "
+            "observe_r1.checkpoint_io.AsyncCheckpoints (--config checkpoints/async.yaml)."
+        )
+
+
 def load_models(
-    strategy: Strategy, options: PolicyOptions, precision: str, with_reference: bool
+    strategy: Strategy, options: PolicyOptions, precision: str, offload_reference: ReferenceOffload | None
 ) -> tuple[Policy, Policy | None]:
-    """The policy, and the reference model where one is wanted, spread as the strategy does it."""
+    """The policy, and the reference model where one is wanted, spread as the strategy does it.
+
+    Args:
+        offload_reference: `kl.reference_offload`; None for no reference model.
+    """
+    with_reference = offload_reference is not None
+    if offload_reference in ("model", "blocks") and _shards_weights(strategy):
+        raise ValueError(
+            f"kl.reference_offload is {offload_reference}, and {type(strategy).__name__} spreads the reference model "
+            "over the ranks already: set it to none."
+        )
     dtype = DTYPES.get(precision, torch.float32)
+    if options.quantization is not None:
+        if isinstance(strategy, FSDP2 | DeepSpeedStrategy):
+            raise ValueError(
+                f"policy.quantization is {options.quantization}, and weights in 4 bits cannot be spread by "
+                f"{type(strategy).__name__}: use ddp (--config strategies/ddp.yaml) or one device, where a rank holds "
+                "a quarter of them, or policy.quantization: null."
+            )
+        # frozen weights need no more digits than they compute with; adapters stay float32
+        dtype = torch.bfloat16 if precision == "bf16-mixed" else dtype
     if isinstance(strategy, FSDP2):
         mesh, compute = strategy.weight_mesh, torch.bfloat16 if precision == "bf16-mixed" else None
         policy = shard_policy(load_policy, options, dtype, mesh, compute)
@@ -140,8 +197,16 @@ def load_models(
         reference = _zero_reference(strategy, load_reference(options, dtype)) if with_reference else None
         del loads_parts
         return policy, reference
-    reference = load_reference(options, dtype).to(strategy.root_device) if with_reference else None
+    reference = load_reference(options, dtype) if with_reference else None
+    if reference is not None and offload_reference == "none":
+        reference.to(strategy.root_device)
+    elif reference is not None:
+        offload(reference, strategy.root_device, by_block=offload_reference == "blocks")
     return load_policy(options, dtype), reference
+
+
+def _shards_weights(strategy: Strategy) -> bool:
+    return isinstance(strategy, FSDP2) or (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3)
 
 
 def _zero_reference(strategy: DeepSpeedStrategy, reference: Policy) -> Policy:
@@ -167,41 +232,3 @@ def engine_gradient_norm(strategy: Strategy) -> float | None:
     is_step = engine.micro_steps % engine.gradient_accumulation_steps() == 0
     norm = engine.get_global_grad_norm() if is_step else None
     return None if norm is None else float(norm)
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def written_whole(strategy: Strategy, target: Any) -> Iterator[Path]:
-    """A directory to write to, which takes the place of `target` when all ranks have written.
-
-    What was there stays until then, so a crash leaves one or the other.
-    """
-    path = Path(strategy.broadcast(target))
-    partial, previous = (path.with_name(path.name + ending) for ending in (PARTIAL, PREVIOUS))
-    if strategy.is_global_zero and partial.exists():
-        shutil.rmtree(partial)
-    strategy.barrier()
-    yield partial
-    strategy.barrier()
-    if strategy.is_global_zero:
-        _remove(previous)
-        if path.exists():
-            path.rename(previous)
-        partial.rename(path)
-        _remove(previous)
-    strategy.barrier()
-
-
-def intact(path: Any) -> Path:
-    """The checkpoint, or the one before it where a crash came between the two renames that replace it."""
-    previous = Path(path).with_name(Path(path).name + PREVIOUS)
-    return previous if not Path(path).exists() and previous.exists() else Path(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -54,8 +54,7 @@ class TokenCost:
         text = config.get_text_config()
         heads, hidden = text.num_attention_heads, text.hidden_size
         head_size = getattr(text, "head_dim", None) or hidden // heads
-        weights = hidden * head_size * 2 * (heads + text.num_key_value_heads) + 3 * hidden * text.intermediate_size
-        unit = 2 * text.num_hidden_layers * weights
+        unit = token_flops(config)
         tower = getattr(config, "vision_config", None)
         per_patch, per_pair = _tower_flops(tower) if vision and tower is not None else (0.0, 0.0)
         return cls(
@@ -82,6 +81,15 @@ class TokenCost:
         if self.repeated_prompts:
             return GroupCost(0.0, [prompt + cost for cost in completions])
         return GroupCost(prompt, completions)
+
+
+def token_flops(config: Any) -> int:
+    """Forward FLOPs of one token equivalent: those of the linear layers of the text model for one token."""
+    text = config.get_text_config()
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    head_size = getattr(text, "head_dim", None) or hidden // heads
+    weights = hidden * head_size * 2 * (heads + text.num_key_value_heads) + 3 * hidden * text.intermediate_size
+    return int(2 * text.num_hidden_layers * weights)
 
 
 def _tower_flops(tower: Any) -> tuple[float, float]:

@@ -133,28 +133,6 @@ def test_bad_samples_are_skipped_by_name_and_counted(run: Any, tmp_path: Path, t
     assert summary["pass_rate"] == {"before": None, "after": None}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["fit", *SHORT, "--model.sampling.temprature=1"], "temprature"),
-        (["fit", *SHORT, "--model.objective.name=ppo"], "dr_grpo"),
-        (["fit", *SHORT, "--data.ladder=.", "--model.sampling.group_size=0"], "group_size is 0"),
-        (["fit", *SHORT, "--data.ladder=missing"], "missing"),
-        (["fit", *SHORT, "--data.ladder=.", "--model.policy.pretrained=./nowhere"], "./nowhere"),
-        (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
-        (["fit", *SHORT, "--data.ladder=.", "--ckpt_path=nowhere.ckpt"], "no file 'nowhere.ckpt'"),
-        (["fit", *SHORT, "--data.ladder=.", "--model.rewards=null", "--model.rewards.x=mine.X"], "mine.X"),
-        (["ladder", "import", "nothing.jsonl", "out"], "nothing.jsonl"),
-        (["ladder", "import"], "input"),
-        (["score", "nothing.jsonl"], "nothing.jsonl"),
-    ],
-)
-def test_mistakes_are_named(run: Any, arguments: list[str], expected: str) -> None:
-    output = run(*arguments, expect=None)
-    assert expected in output
-    assert "finished" not in output
-
-
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
     import torch

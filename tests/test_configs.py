@@ -10,6 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
+from observe_r1.checkpoint_io import AsyncCheckpoints
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.module import ObserveR1
 
@@ -56,7 +57,7 @@ def test_strategies_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, na
         [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"]
     )
     assert config.trainer.strategy is not None
-    expected = {"ddp.yaml": "ddp", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
+    expected = {"ddp.yaml": "ddp", "fsdp.yaml": "FSDP2", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
     assert expected in str(config.trainer.strategy)
 
 
@@ -72,6 +73,15 @@ def test_loggers_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, name:
         loggers = chosen if isinstance(chosen, list) else [chosen]
         assert [logger.class_path.rpartition(".")[2] for logger in loggers] == LOGGERS[name]
         assert all(logger.init_args.save_dir == "runs" for logger in loggers if "save_dir" in logger.init_args)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/async.yaml", "policy/lora.yaml", "policy/qlora.yaml"])
+def test_other_overlays_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    overlay = f"--config={CONFIGS / name}"
+    cli = instantiate(monkeypatch, f"--config={CONFIGS / 'observe_r1_7b.yaml'}", overlay, *STAND_IN)
+    assert isinstance(cli.trainer.strategy.checkpoint_io, AsyncCheckpoints) == name.startswith("checkpoints")
+    assert (cli.model.policy_options.lora is not None) == name.startswith("policy")
+    assert (cli.model.policy_options.quantization == "nf4") == name.endswith("qlora.yaml")
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from observe_r1.answers import Gold
+from observe_r1.dealing import deal, work_of
 from observe_r1.experience import Completion, EncodedPrompt, Experience, GroupScores, MicroBatch, Prompt, PromptGroup
 from observe_r1.experience_state import from_state, to_state
-from observe_r1.micro_batches import assemble, deal_steps
+from observe_r1.micro_batches import assemble, deal_steps, optimizer_steps
 from observe_r1.redistribution import redistribute, redistribute_started
 from observe_r1.token_cost import TokenCost
 
@@ -55,19 +56,31 @@ def trained(batch: MicroBatch) -> Counter[tuple[float, ...]]:
     st.integers(1, 3),
     st.integers(1, 3),
     st.booleans(),
+    st.booleans(),
 )
 def test_every_step_keeps_its_completions_and_denominators(
-    lengths: list[list[list[int]]], world: int, micro_batches: int, steps: int, skip: bool
+    lengths: list[list[list[int]]], world: int, micro_batches: int, steps: int, skip: bool, balanced: bool
 ) -> None:
-    saved: list[dict[str, Any]] = []
+    ranks: list[list[PromptGroup]] = []
     first = 0
     for of_rank in lengths:
-        groups = [group_of(first + number, of_group) for number, of_group in enumerate(of_rank)]
-        first += len(groups)
-        dealt = deal_steps(
-            groups, steps=steps, epochs=2, micro_batches=micro_batches, skip_zero_advantage=skip, cost=TokenCost()
-        )
-        saved.append(to_state(Experience(groups, dealt, {"figure": 1.0}, {"fast": len(groups)})))
+        ranks.append([group_of(first + number, of_group) for number, of_group in enumerate(of_rank)])
+        first += len(of_rank)
+    plan = deal([[work_of(group, TokenCost(), skip) for group in groups] for groups in ranks], steps, micro_batches)
+    saved: list[dict[str, Any]] = []
+    for rank, groups in enumerate(ranks):
+        if balanced:
+            received = [ranks[owner][place] for owner, place in map(plan.owners.__getitem__, plan.received(rank))]
+            dealt = optimizer_steps(plan, rank, groups, plan.sums, micro_batches, TokenCost()) * 2
+        else:
+            received = []
+            dealt = deal_steps(
+                groups, steps=steps, epochs=2, micro_batches=micro_batches, skip_zero_advantage=skip, cost=TokenCost()
+            )
+        experience = Experience(groups, dealt, {"figure": 1.0}, {"fast": len(groups)}, received)
+        saved.append(to_state(experience))
+        restored = from_state(saved[-1], prompt_at)
+        assert [len(restored.groups), len(restored.received)] == [len(groups), len(received)]
     dealt_again = redistribute(saved, world)
     assert sum(state["verdicts"].get("fast", 0) for state in dealt_again) == first
     old = [from_state(state, prompt_at) for state in saved]

@@ -53,8 +53,9 @@ class ParquetBenchmark(Benchmark):
     @cached_property
     def items(self) -> Sequence[Item]:
         # found whatever becomes of an item
+        rows = self._rows
         try:
-            items = [self.item(row) for row in self._rows]
+            items = [self.item(row) for row in rows]
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f"{self.name}: {self.source!r} is not in the published form: {error!r}") from error
         for item in items:

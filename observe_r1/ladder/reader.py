@@ -147,6 +147,11 @@ class LadderDataset(Dataset[Prompt | Skipped]):
         return self._difficulties
 
     @property
+    def fingerprint(self) -> int:
+        """Of the bytes of all samples in their order, from the indexes alone."""
+        return zlib.crc32(self._checksums.tobytes())
+
+    @property
     def stored_bytes(self) -> npt.NDArray[np.int64]:
         """What the sample at each position takes in its tar, from the index alone; 0 where it is out of reach."""
         return self._lengths
@@ -247,6 +252,16 @@ def _without_duplicates(shards: Sequence[_Shard]) -> list[_Shard]:
     return kept
 
 
+def _no_shards(ladder: str) -> str:
+    why = ""
+    if not is_url(ladder) and not glob.has_magic(ladder):
+        if not Path(ladder).exists():
+            why = f" (there is no such path in {Path.cwd()})"
+        elif Path(ladder).is_file():
+            why = f" (it is no tar; `observe-r1 ladder import {ladder} DIRECTORY` makes a ladder of rows)"
+    return f"{ladder} holds no shards{why}; give a directory with {FILE_NAME}, or tars by name or glob"
+
+
 def _tars(ladder: str | Path | Sequence[str | Path], files: Files) -> list[tuple[str, int | None]]:
     """The tars of a ladder in order, each with the number of samples its manifest announces."""
     if not isinstance(ladder, (str, Path)):
@@ -265,5 +280,5 @@ def _tars(ladder: str | Path | Sequence[str | Path], files: Files) -> list[tuple
             except (FileNotFoundError, NotADirectoryError):
                 tars = files.glob(f"{folder if is_url(folder) else glob.escape(folder)}/*.tar")
     if not tars:
-        raise ValueError(f"{ladder} holds no shards; give a directory with {FILE_NAME}, or tars by name or glob")
+        raise ValueError(_no_shards(str(ladder)))
     return [(tar, None) for tar in tars]

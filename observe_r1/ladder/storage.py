@@ -156,12 +156,22 @@ class Files:
         call = getattr(system, f"_{method}")
         return sync(system.loop, call, *arguments, timeout=self.remote.timeout, **options)
 
-    def _request(self, address: str, request: Callable[[AbstractFileSystem, str], Value]) -> Value:
+    def _file_system(self, address: str) -> tuple[AbstractFileSystem, str]:
         from fsspec.core import url_to_fs  # kept for each process: a connection must not be shared with a fork
 
+        try:
+            system, path = url_to_fs(address, **self.remote.storage_options)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"fsspec cannot read {address} ({error}). It reads https://, with another package also s3:// (pip "
+                "install s3fs), gs:// (gcsfs) and more; or copy the ladder to a local disk."
+            ) from error
+        return system, path
+
+    def _request(self, address: str, request: Callable[[AbstractFileSystem, str], Value]) -> Value:
         for attempt in range(1, self.remote.attempts + 1):
             try:
-                return request(*url_to_fs(address, **self.remote.storage_options))
+                return request(*self._file_system(address))
             except FINAL_ERRORS:
                 raise
             except Exception as error:  # every file system of fsspec has errors of its own
@@ -169,12 +179,16 @@ class Files:
                 refused = isinstance(status, int) and status < 500 and status not in STATUS_WORTH_A_RETRY
                 if refused or attempt == self.remote.attempts:
                     reason = (
-                        f"no answer in {self.remote.timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
+                        f"no answer in {self.remote.timeout:g} s" if isinstance(error, TimeoutError) else _named(error)
                     )
                     times = "" if refused else f" {attempt} times, the last time"
                     raise Unreachable(f"{address} could not be read{times}: {reason}") from error
             time.sleep(self.remote.backoff * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else repr(error)
 
 
 def read_local(path: str | Path, start: int, length: int) -> bytes:

@@ -64,6 +64,10 @@ class Reward(ABC):
 class CorrectnessReward(Reward):
     """The reward that decides which completions are correct: 1 for a right answer, 0 for any other.
 
+    Args:
+        weight: factor of the score in the combined reward.
+        name: key of the score in logs.
+
     Attributes:
         counts: how often each verdict fell since the last `take_counts`.
     """

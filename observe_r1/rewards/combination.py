@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,9 @@ class RewardCombination:
         if len(judges) != 1:
             found = ", ".join(type(reward).__name__ for reward in self.rewards) or "no rewards"
             raise ValueError(
-                f"of the rewards ({found}), {len(judges)} decide what is correct, and exactly one must: the pass rate "
-                "comes from it. Use `accuracy: observe_r1.rewards.AccuracyReward` once, and derive others from Reward"
+                f"model.rewards: of the rewards ({found}), {len(judges)} decide what is correct, and exactly one must: "
+                "the pass rate comes from it. Use `accuracy: observe_r1.rewards.AccuracyReward` once, and derive "
+                "others from Reward"
             )
         self.correctness = judges[0]
         names = Counter(reward.name for reward in self.rewards)
@@ -105,9 +106,12 @@ class RewardCombination:
     @staticmethod
     def _check_sizes(reward: Reward, groups: Sequence[PromptGroup], scores: Sequence[Sequence[object]]) -> None:
         expected = [len(group.completions) for group in groups]
-        found = [len(group) for group in scores]
+        found = [len(group) if isinstance(group, Sized) else group for group in (() if scores is None else scores)]
         if found != expected:
-            raise ValueError(f"reward {reward.name!r} returned {found} scores per group for {expected} completions")
+            raise ValueError(
+                f"reward {reward.name!r} returned {found} scores per group for {expected} completions; give a list for "
+                "every group, with a number for every completion"
+            )
 
     def take_counts(self) -> Counter[str]:
         """The verdict counts of the correctness reward since the last call."""

@@ -97,7 +97,8 @@ def main(memory_bytes: int) -> None:
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _interrupt)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the input
+    for meant_for_the_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # it closes the input when it ends
+        signal.signal(meant_for_the_parent, signal.SIG_IGN)
     compare(r"\frac{1}{2}+x", r"x+0.5", 2)  # builds the regular expressions and the grammar
     if sys.platform == "linux":  # elsewhere the limit is not enforced or refused
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

@@ -159,12 +159,15 @@ class GroupDecoder:
 
     Args:
         group_size: Number of completions of every prompt.
+
+    Attributes:
+        completions: Keys and values of the live sequences.
     """
 
     def __init__(self, policy: Policy, prefilled: Prefilled, group_size: int) -> None:
         self._policy = policy
         self._prompts = SharedPrompts(prefilled.cache, prefilled.attended, group_size)
-        self._completions = Cache(layers=[CompletionLayer(self._prompts.dtype) for _ in prefilled.cache.layers])
+        self.completions = Cache(layers=[CompletionLayer(self._prompts.dtype) for _ in prefilled.cache.layers])
         self._positions = prefilled.positions.repeat_interleave(group_size, dim=1)  # [rows, B] of the next tokens
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ class GroupDecoder:
         logits = self._policy.next_logits(
             input_ids=tokens[:, None],
             position_ids=_as_arguments(self._positions[:, :, None]),
-            past_key_values=self._completions,
+            past_key_values=self.completions,
             shared_prompts=self._prompts,
         )
         self._positions = self._positions + 1
@@ -182,7 +185,7 @@ class GroupDecoder:
         """Goes on with these of the B live sequences, in ascending order."""
         self._positions = self._positions[:, rows]
         self._prompts.keep(rows)
-        self._completions.batch_select_indices(rows)
+        self.completions.batch_select_indices(rows)
 
 
 def _as_arguments(positions: Tensor) -> Tensor:
@@ -205,7 +208,8 @@ class CompletionLayer(DynamicLayer):  # type: ignore[misc]
             self.is_initialized = True
         new = slice(self._length, self._length + key_states.shape[2])
         if new.stop > self.keys.shape[2]:
-            self.keys, self.values = (F.pad(states, (0, 0, 0, BLOCK_TOKENS)) for states in (self.keys, self.values))
+            added = -(-new.stop // BLOCK_TOKENS) * BLOCK_TOKENS - self.keys.shape[2]
+            self.keys, self.values = (F.pad(states, (0, 0, 0, added)) for states in (self.keys, self.values))
         self.keys[:, :, new], self.values[:, :, new] = key_states, value_states
         self._length = new.stop
         return self.keys[:, :, : new.stop], self.values[:, :, : new.stop]

@@ -64,7 +64,7 @@ class HFRollout(RolloutEngine):
         groups: list[list[Completion]] = []
         whole = policy.kept_whole() if self.keep_weights_whole else nullcontext()
         with torch.no_grad(), _evaluating(policy), whole:
-            batches = list(self._batches(prompts, size))
+            batches = list(self.batches(prompts, size))
             if policy.in_lockstep:  # a rank with less to do decodes along with the others
                 batches += [[]] * (largest_over_ranks(len(batches), policy.device) - len(batches))
             for batch in batches:
@@ -77,7 +77,7 @@ class HFRollout(RolloutEngine):
                 groups += [completions[first : first + size] for first in range(0, len(completions), size)]
         return groups
 
-    def _batches(self, prompts: Sequence[EncodedPrompt], group_size: int) -> Iterator[list[EncodedPrompt]]:
+    def batches(self, prompts: Sequence[EncodedPrompt], group_size: int) -> Iterator[list[EncodedPrompt]]:
         """Consecutive prompts within both limits; a prompt that exceeds one alone comes alone."""
         batch: list[EncodedPrompt] = []
         tokens = 0

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from jsonargparse import auto_parser
 
-from observe_r1.ladder.manifest import Manifest
 from observe_r1.ladder_builder.build import SimpleQuestions, build_ladder
 
 ROOT = Path(__file__).parents[2]
@@ -56,24 +50,3 @@ def test_a_matrix_and_an_engine_of_ones_own() -> None:
     found = instantiate("build_quickstart.yaml", matrix, engine)
     assert found.mixing.shares == ((1, 2),)
     assert type(found.rollouts.rollout).__name__ == "HFRollout"
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_page(tmp_path: Path) -> None:
-    """From a folder to a run, as the documentation says it, character for character."""
-    text = (ROOT / "docs/ladder.md").read_text()
-    (block,) = re.findall(r"<!-- the ladder commands -->\n```bash\n(.*?)```", text, flags=re.DOTALL)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    finished = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert Manifest.load(tmp_path / "data/shapes").samples + 40 <= 240
-    assert Manifest.load(tmp_path / "data/shapes/held_out").samples == 40
-    assert (tmp_path / "inspection.html").stat().st_size > 20_000
-    assert list(tmp_path.glob("runs/quickstart/*/summary.json"))

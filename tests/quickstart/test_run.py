@@ -1,4 +1,4 @@
-"""The quick start through the real command line, shortened: every part of it, with fewer questions."""
+"""The quick start (README.md) through the real command line, shortened: every part of it, with fewer questions."""
 
 from __future__ import annotations
 

@@ -81,6 +81,6 @@ def run_steps(command_line: Callable[[Path], Any], directory: Path, *arguments: 
     metrics = max(directory.rglob("metrics.csv"))  # of the last version
     with metrics.open() as file:
         rows = list(csv.DictReader(file))
-    steps = [{name: float(row[name]) for name in FIGURES} for row in rows if row["train/loss"]]
+    steps = [{name: float(row[name]) for name in FIGURES if name in row} for row in rows if row["train/loss"]]
     answered = [{name: float(row[name]) for name in ANSWERS} for row in rows if row.get("val/length")]
     return Run(directory, steps, answered, torch.load(directory / "weights.pt"))

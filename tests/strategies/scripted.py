@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -88,23 +90,72 @@ class FinalWeights(L.Callback):
             torch.save(named, "weights.pt")
 
 
-class FullDisk(L.Callback):
-    """Lets the save of one optimizer step die when its parts are written and its last file is not, once."""
+class Dealt(L.Callback):
+    """Writes, for every rollout, the samples that a rank holds, and the completions that it trains."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self) -> None:
+        self.rollouts = []
+
+    def on_rollout_end(self, trainer, module, experience):
+        positions = [group.prompt.prompt.position for group in experience.trained_groups]
+        trained = [
+            [positions[g], c]
+            for step in experience.steps
+            for index, assignment in enumerate(step.micro_batches)
+            if index not in step.fillers
+            for g, completions in assignment
+            for c in completions
+        ]
+        sampled = len(experience.groups)
+        self.rollouts.append({"sampled": positions[:sampled], "received": positions[sampled:], "trained": trained})
+        Path(f"dealt{trainer.global_rank}.json").write_text(json.dumps(self.rollouts))
+
+
+class InterruptedSave(L.Callback):
+    """Once, the save of an optimizer step does not end on one rank: the disk is full, or the process is killed."""
+
+    def __init__(self, step: int, rank: int, by: str) -> None:
+        self.step, self.rank, self.by = step, rank, by
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
-        if trainer.global_step == self.step and not Path("died").exists():
-            save = torch.save
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or Path("interrupted").exists():
+            return
+        Path("interrupted").touch()
+        if self.by == "full_disk":  # write(2) fails beyond this size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            return
+        save, sync = torch.save, os.fsync
 
-            def die(content, file, *arguments, **options):
-                if str(file).endswith("meta.pt"):
-                    Path("died").touch()
-                    raise OSError("No space left on device")
-                save(content, file, *arguments, **options)
+        def die_after(write):
+            def dying(*arguments, **options):
+                write(*arguments, **options)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-            torch.save = die
+            return dying
+
+        torch.save, os.fsync = (save, die_after(sync)) if self.by == "kill_at_sync" else (die_after(save), sync)
+
+
+class Signalled(L.Callback):
+    """Sends one rank a signal in an optimizer step, once: in its first micro-batch."""
+
+    def __init__(self, rank: int, step: int, number: str) -> None:
+        self.rank, self.step, self.number = rank, step, signal.Signals[number]
+
+    def on_train_batch_start(self, trainer, module, *_):
+        at_step = trainer.global_step == self.step - 1 and trainer.global_rank == self.rank
+        if at_step and not Path("signalled").exists():
+            Path("signalled").touch()
+            os.kill(os.getpid(), self.number)
+
+
+class Impatient(L.Callback):
+    """Does not give a network file system its time."""
+
+    def setup(self, trainer, module, stage):
+        from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
+
+        SharedCheckpoints.patience = 0.0
 
 
 class LostRank(L.Callback):

@@ -1,4 +1,4 @@
-"""Checkpoints of every strategy: resumed, exported, and whole when a save dies half-way."""
+"""Checkpoints of every strategy: resumed, exported, and whole when a save is interrupted."""
 
 from __future__ import annotations
 
@@ -65,15 +65,55 @@ def test_resumed_runs_and_exports_equal_uninterrupted_ones(
     assert same_weights(exported(command_line, whole), whole.weights)
 
 
+INTERRUPTED = (
+    *SAVING,
+    "--trainer.callbacks.dirpath=null",  # in the directory of the run
+    "--model.rollout=scripted.ScriptedRollout",
+)
+ASYNC = "--config=checkpoints/async.yaml"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_ladder: Path, command_line: Any) -> Run:
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return run_steps(command_line, directory, *INTERRUPTED, f"--data.ladder={tiny_ladder}", *STRATEGIES["ddp"])
+
+
 @pytest.mark.slow
-def test_a_save_that_dies_leaves_the_checkpoint_before_it(tmp_path: Path, tiny_ladder: Path, command_line: Any) -> None:
-    arguments = (*SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["fsdp2"])
-    dying = ("--trainer.callbacks+=scripted.FullDisk", "--trainer.callbacks.step=3")
+@pytest.mark.parametrize(
+    ("strategy", "overlay", "rank", "by"),
+    [
+        ("ddp", (), 0, "full_disk"),
+        ("ddp", (ASYNC,), 0, "kill_at_sync"),
+        ("fsdp2", (), 1, "full_disk"),
+        ("fsdp2", (ASYNC,), 1, "full_disk"),
+        pytest.param("zero2", (), 0, "full_disk", marks=needs_deepspeed),
+        pytest.param("zero3", (), 1, "kill", marks=needs_deepspeed),
+    ],
+)
+def test_after_an_interrupted_save_the_run_goes_on_from_the_one_before(
+    strategy: str,
+    overlay: tuple[str, ...],
+    rank: int,
+    by: str,
+    uninterrupted: Run,
+    tmp_path: Path,
+    tiny_ladder: Path,
+    command_line: Any,
+) -> None:
+    """Every run has a directory of its own; `last` finds what the one before saved."""
+    arguments = (*overlay, *INTERRUPTED, f"--data.ladder={tiny_ladder}", *STRATEGIES[strategy], "--ckpt_path=last")
+    callback = ("--trainer.callbacks+=scripted.InterruptedSave", "--trainer.callbacks.step=3")
+    callback += (f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.by={by}")
     shutil.copy(Path(__file__).with_name("scripted.py"), tmp_path)
-    output = command_line(tmp_path)(*BASE, *arguments, *dying, expect=1)
-    assert "No space left on device" in output
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "last.ckpt.partial"}
-    assert torch.load(tmp_path / "checkpoints/last.ckpt/meta.pt", weights_only=True)["global_step"] == 2
-    run = run_steps(command_line, tmp_path, *arguments, "--ckpt_path=checkpoints/last.ckpt")
-    assert len(run.steps) == 2
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
+    output = command_line(tmp_path)(*BASE, *arguments, *callback, expect=-9 if by != "full_disk" and rank == 0 else 1)
+    assert "the training begins anew" in output
+    runs = tmp_path / "logs/quickstart"
+    if by == "full_disk":
+        assert "'logs/quickstart/version_0/checkpoints/last.ckpt' could not be written: " in output
+        assert ("File too large" if strategy == "ddp" else "the disk took less than was written") in output
+    run = run_steps(command_line, tmp_path, *arguments)
+    assert len(run.steps) == 2  # of four
+    for name, weight in run.weights.items():
+        assert (weight - uninterrupted.weights[name]).abs().max() <= 2e-5, name
+    assert {path.name for path in (runs / "version_1").rglob("*.ckpt*")} == {"last.ckpt"}

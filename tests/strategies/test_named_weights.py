@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,12 @@ from observe_r1.policy import Policy
 LORA = LoraOptions(4, 8, ["q_proj", "down_proj"])
 
 
-@contextmanager
-def joined(rank: int, port: int) -> Iterator[dist.DeviceMesh]:
+def join(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Does the work as one of two ranks. Ends the threads of gloo, which may abort an interpreter that ends."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        yield dist.init_device_mesh("cpu", (2,))
-    finally:
-        dist.destroy_process_group()  # a process that ends with gloo's threads in it may be aborted
+    work(dist.init_device_mesh("cpu", (2,)), *arguments)
+    gc.collect()  # a sharded model knows the group
+    dist.destroy_process_group()
 
 
 def load_with_adapters_that_do_something(options: PolicyOptions, dtype: torch.dtype, *, empty: bool = False) -> Policy:
@@ -39,41 +39,39 @@ def load_with_adapters_that_do_something(options: PolicyOptions, dtype: torch.dt
     return policy
 
 
-def compare(rank: int, port: int, directory: str, lora: LoraOptions | None) -> None:
-    with joined(rank, port) as mesh:
-        options = PolicyOptions(directory, lora=lora)
-        torch.manual_seed(0)
-        policy = shard_policy(load_with_adapters_that_do_something, options, torch.float32, mesh)
-        torch.manual_seed(0)
-        plain = load_with_adapters_that_do_something(options, torch.float32)
-        expected = dict(plain.named_weights())
-        frequencies = dict(plain.named_buffers())
-        count = 0
+def compare(mesh: dist.DeviceMesh, directory: str, lora: LoraOptions | None) -> None:
+    options = PolicyOptions(directory, lora=lora)
+    torch.manual_seed(0)
+    policy = shard_policy(load_with_adapters_that_do_something, options, torch.float32, mesh)
+    torch.manual_seed(0)
+    plain = load_with_adapters_that_do_something(options, torch.float32)
+    expected = dict(plain.named_weights())
+    frequencies = dict(plain.named_buffers())
+    count = 0
+    for name, weight in policy.named_weights():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6 if lora else 0)
+        count += 1
+    assert count == len(expected)
+    for name, buffer in policy.named_buffers():
+        assert torch.equal(buffer, frequencies[name])
+    assert all(parameter.to_local().numel() < parameter.numel() for parameter in policy.parameters())  # type: ignore[attr-defined]
+
+
+def measure(mesh: dist.DeviceMesh, directory: str) -> None:
+    policy = shard_policy(load_policy, PolicyOptions(directory), torch.float32, mesh)
+    sizes = [shape.numel() * dtype.itemsize for shape, dtype in policy.weight_shapes().values()]
+    with PeakMemory("cpu") as memory:
         for name, weight in policy.named_weights():
-            torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6 if lora else 0)
-            count += 1
-        assert count == len(expected)
-        for name, buffer in policy.named_buffers():
-            assert torch.equal(buffer, frequencies[name])
-        assert all(parameter.to_local().numel() < parameter.numel() for parameter in policy.parameters())  # type: ignore[attr-defined]
-
-
-def measure(rank: int, port: int, directory: str) -> None:
-    with joined(rank, port) as mesh:
-        policy = shard_policy(load_policy, PolicyOptions(directory), torch.float32, mesh)
-        sizes = [shape.numel() * dtype.itemsize for shape, dtype in policy.weight_shapes().values()]
-        with PeakMemory("cpu") as memory:
-            for name, weight in policy.named_weights():
-                del name, weight
-        extra, largest = memory.peak - memory.before, max(sizes)
-        # gloo, not NCCL, keeps a copy of what it gathers
-        part, full = torch.ones(largest // 8), torch.ones(largest // 4)
-        with PeakMemory("cpu") as memory:
-            dist.all_gather_into_tensor(full, part)
-        copy = memory.peak - memory.before
-        print(f"{extra / 2**20:.1f} MiB extra, {copy / 2**20:.1f} of them gloo's; largest weight {largest / 2**20:.1f}")
-        assert extra - copy <= 1.1 * largest + 2**20
-        assert sum(sizes) > 4 * largest
+            del name, weight
+    extra, largest = memory.peak - memory.before, max(sizes)
+    # gloo, not NCCL, keeps a copy of what it gathers
+    part, full = torch.ones(largest // 8), torch.ones(largest // 4)
+    with PeakMemory("cpu") as memory:
+        dist.all_gather_into_tensor(full, part)
+    copy = memory.peak - memory.before
+    print(f"{extra / 2**20:.1f} MiB extra, {copy / 2**20:.1f} of them gloo's; largest weight {largest / 2**20:.1f}")
+    assert extra - copy <= 1.1 * largest + 2**20
+    assert sum(sizes) > 4 * largest
 
 
 def free_port() -> int:
@@ -88,7 +86,7 @@ def test_every_weight_comes_once_and_whole(lora: LoraOptions | None) -> None:
     """Rotary frequencies, which no state dict has, are filled in too."""
     if lora is not None:
         pytest.importorskip("peft")
-    mp.spawn(compare, (free_port(), "quickstart", lora), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(join, (free_port(), compare, "quickstart", lora), nprocs=2)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.slow
@@ -97,4 +95,4 @@ def test_a_weight_at_a_time_is_all_the_memory_it_takes(tmp_path: Path) -> None:
         pytest.skip("this machine does not tell the peak")
     model = build_model(vocabulary=16_384, hidden=512, intermediate=2048, layers=8, tied=True)
     model.save_pretrained(tmp_path)
-    mp.spawn(measure, (free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(join, (free_port(), measure, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""What memory and time a training will take, before anything is downloaded: the trainer's own code without weights."""

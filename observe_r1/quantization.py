@@ -1,0 +1,74 @@
+"""Frozen weights in 4 bits below adapters: QLoRA (arXiv 2305.14314), by bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Quantization = Literal["nf4", "fp4"]
+KINDS: tuple[str, ...] = get_args(Quantization)
+NOT_QUANTIZED = [".*visual", ".*lm_head"]  # patterns of module names: few weights, and many digits are worth it
+
+
+def quantization_config(kind: Quantization, dtype: torch.dtype) -> Any:
+    """What `from_pretrained` needs to quantise the linear layers of the text model while it loads them.
+
+    Args:
+        kind: `nf4` or `fp4`; the scales of blocks are quantised too.
+        dtype: In which the weights are multiplied.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ValueError("policy.quantization needs bitsandbytes: pip install 'observe-r1[qlora]'.") from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=NOT_QUANTIZED,  # of 4 bits too, despite the name
+    )
+
+
+def compute_alike(model: Any) -> None:
+    """Without gradient, bitsandbytes computes with bfloat16 on CPUs that can: a rollout would differ from the training.
+
+    It also packs the weights for that, and they are no longer what they were.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def kind_of(model: Any) -> str | None:
+    """How the weights of a Hugging Face model are quantised; None where they are not."""
+    config = getattr(model.config, "quantization_config", None)
+    return None if config is None else str(config.bnb_4bit_quant_type)
+
+
+def dequantized(weight: Tensor) -> Tensor:
+    """The weight as it is multiplied with; others are what they are."""
+    if not is_quantized(weight):
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    full: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return full
+
+
+def is_quantized(weight: Tensor) -> bool:
+    """It holds two numbers in a byte, and its shape says nothing."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def full_shape_and_dtype(weight: Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Of what `dequantized` gives, without making it."""
+    state: Any = weight.quant_state if is_quantized(weight) else weight  # type: ignore[attr-defined]
+    return torch.Size(state.shape), state.dtype

@@ -1,0 +1,127 @@
+"""`observe-r1 plan` as it is used: shipped configs, overlays, exit codes; and how configurations are read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from observe_r1.loading import PolicyOptions
+from observe_r1.module import ObserveR1
+from observe_r1.plan import read_setup, read_strategy
+from observe_r1.planning.options import PlanOptions
+from observe_r1.planning.plan import make_plan
+from observe_r1.planning.setup import Spread
+from observe_r1.planning.terminal import show
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+TRAINER = {
+    "accelerator": "gpu",
+    "devices": "auto",
+    "num_nodes": 1,
+    "precision": None,
+    "strategy": "auto",
+    "accumulate_grad_batches": 1,
+}
+
+
+def test_the_quick_start_fits_and_is_written_for_machines(tmp_path: Path, command_line: Any) -> None:
+    output = command_line(tmp_path)(
+        *("plan", "--config", "quickstart.yaml", "--plan.completion_tokens", 16, "--plan.json", "plan.json")
+    )
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] is True
+    assert plan["device"]["kind"] == "cpu"
+    assert plan["parameters"]["total"] == plan["parameters"]["trained"] == 899_008
+    assert plan["peak_bytes"] == max(sum(phase["parts"].values()) for phase in plan["phases"])
+    assert "Fits: " in output
+    assert "nobody has measured it on a GPU" in output
+    assert not (tmp_path / "data").exists()  # and nothing was started
+
+
+@pytest.mark.slow
+def test_seven_billion_parameters_without_gpu_deepspeed_or_download(tmp_path: Path, command_line: Any) -> None:
+    """16 bytes for a parameter, and one of 80 GB cannot hold 8.3 billion of them; eight can."""
+    small = ("--plan.image_pixels", 200_704, "--plan.completion_tokens", 256, "--plan.device", "h100")
+    configs = ("--config", "observe_r1_7b.yaml", "--config", "rollout/vllm_server.yaml")
+    run = command_line(tmp_path)
+    zero3 = ("--config", "strategies/deepspeed_zero3.yaml", "--plan.json", "plan.json")
+    assert "Fits: " in run("plan", *configs, *zero3, *small)
+    parts = json.loads((tmp_path / "plan.json").read_text())["phases"][-1]["parts"]
+    spread = ("weights", "gradients", "optimizer state", "master weights")
+    assert sum(parts[name] for name in spread) == pytest.approx(16 / 8 * 8_292_166_656)
+    alone = run("plan", *configs, "--trainer.strategy", "auto", "--trainer.devices", 1, *small, expect=1)
+    assert "Does not fit" in alone
+    assert "strategies/fsdp2.yaml" in alone
+
+
+@pytest.mark.parametrize(
+    ("overlay", "spread"),
+    [
+        ("ddp", Spread("ddp", 8)),
+        ("fsdp2", Spread("fsdp2", 8)),
+        ("deepspeed_zero2", Spread("zero2", 8, reduce_bucket=200_000_000, buckets=2)),
+        ("deepspeed_zero3", Spread("zero3", 8, reduce_bucket=200_000_000, buckets=2)),
+        (
+            "deepspeed_zero3_offload",
+            Spread("zero3", 8, offload_optimizer=True, offload_parameters=True, reduce_bucket=200_000_000, buckets=2),
+        ),
+    ],
+)
+def test_overlays_are_read_without_their_packages(overlay: str, spread: Spread) -> None:
+    trainer = yaml.safe_load((CONFIGS / "strategies" / f"{overlay}.yaml").read_text())["trainer"]
+    assert read_strategy(trainer["strategy"], 8) == spread
+
+
+def test_names_of_strategies_are_lightning_s() -> None:
+    assert read_strategy("auto", 1) == Spread()
+    assert read_strategy("auto", 2).kind == "ddp"
+    assert read_strategy("ddp_find_unused_parameters_true", 2).kind == "ddp"
+    assert read_strategy("fsdp2", 4).kind == "fsdp2"
+    offload = read_strategy("deepspeed_stage_2_offload", 4)
+    assert (offload.kind, offload.offload_optimizer, offload.offload_parameters) == ("zero2", True, False)
+    for unusable in ("fsdp", "nonsense"):
+        with pytest.raises(ValueError, match=r"trainer\.strategy is"):
+            read_strategy(unusable, 2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "compute"),
+    [
+        (None, torch.float32, torch.float32),
+        ("bf16-true", torch.bfloat16, torch.bfloat16),
+        ("bf16-mixed", torch.float32, torch.bfloat16),
+        ("bf16", torch.float32, torch.bfloat16),
+    ],
+)
+def test_precision_and_devices_are_read_as_lightning_does(precision: Any, dtype: Any, compute: Any) -> None:
+    module = ObserveR1(PolicyOptions("quickstart"))
+    trainer = {**TRAINER, "precision": precision, "devices": "0,1", "num_nodes": 2}
+    setup = read_setup(module, 8, trainer, PlanOptions(), "cuda")
+    assert (setup.dtype, setup.compute_dtype) == (dtype, compute)
+    assert setup.spread == Spread("ddp", 4)
+    assert read_setup(module, 8, trainer, PlanOptions(devices=8, nodes=1), "cuda").spread.ranks == 8
+
+
+@pytest.mark.parametrize("looked_at", [True, False], ids=["terminal", "file"])
+def test_a_plan_is_readable_in_a_hundred_columns(looked_at: bool) -> None:
+    module = ObserveR1(PolicyOptions("quickstart"))
+    setup = read_setup(module, 8, {**TRAINER, "devices": 2}, PlanOptions(), "cuda")
+    options = PlanOptions(completion_tokens=8, text_tokens=8)
+    from observe_r1.planning.devices import find_device
+
+    plan = make_plan(setup, find_device("rtx-4090"), options)
+    written = io.StringIO()
+    show(plan, Console(file=written, width=100, force_terminal=looked_at))
+    lines = written.getvalue().splitlines()
+    assert ("█" in written.getvalue()) == looked_at
+    assert ("\x1b[" in written.getvalue()) == looked_at
+    assert any("Fits: " in line for line in lines)
+    if not looked_at:
+        assert max(map(len, lines)) <= 100
