@@ -17,7 +17,11 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "CompletionWriter",
         "DryRun",
         "HFExport",
+        "Health",
+        "HeldOutAnswers",
+        "ProgressLines",
         "RewardLogger",
+        "RolloutProgressBar",
         "RunSummary",
         "VLLMWeightSync",
     ),
@@ -63,6 +67,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "ParquetBenchmark",
         "Verdict",
     ),
+    "observe_r1.health.rule": ("Reading", "Rule"),
+    "observe_r1.logprobs": ("sampling_logprobs",),  # the distribution that engines sample from
     # ladders
     "observe_r1.ladder.reader": ("LadderDataset",),
     "observe_r1.ladder.shards": ("write_ladder",),
