@@ -68,6 +68,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "ParquetBenchmark",
         "Verdict",
     ),
+    "observe_r1.logprobs": ("sampling_logprobs",),  # the distribution that engines sample from
     # ladders
     "observe_r1.ladder.reader": ("LadderDataset",),
     "observe_r1.ladder.shards": ("write_ladder",),
