@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ def run_lightning_command() -> None:
 
     end_with_launcher()  # before what takes long to import
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
+    from observe_r1.ranks import leave
 
+    atexit.register(leave)  # Lightning does it for NCCL only
     quiet_lightning()
     check_requested(sys.argv)
     ObserveR1CLI()
