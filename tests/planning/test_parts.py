@@ -279,7 +279,7 @@ def test_samples_that_would_be_skipped_and_ranks_that_cannot_share_are_refused()
 
 
 def test_a_plan_of_a_random_model_reads_its_directory() -> None:
-    with config_of(CASES["half a billion, adapters"]) as setup:
+    with config_of(CASES["0.4 billion, adapters"]) as setup:
         counts = Rehearsal(setup, on_gpu=True).counts
     assert 3.9e8 < counts.total < 4.1e8
     assert counts.trained < 0.02 * counts.total
