@@ -67,7 +67,7 @@ def forward_and_backward(
     output.logprobs.sum().backward()
 
 
-def advice(micro_batches: int, gradient_checkpointing: bool, max_new_tokens: int) -> str:
+def advice(micro_batches: int, gradient_checkpointing: bool | str, max_new_tokens: int) -> str:
     """What takes less memory, the cheapest remedy first. Arguments are what the settings are now."""
     return (
         "What helps, in this order: smaller micro-batches by a larger trainer.accumulate_grad_batches (now "

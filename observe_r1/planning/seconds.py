@@ -59,8 +59,10 @@ def plan_seconds(
     mean, _ = lengths
     flops, distinct = _forward_flops(setup, policy, prompt, mean), setup.updates.steps_per_rollout
     peak = device.full_flops if setup.compute_dtype.itemsize == 4 else device.half_flops
-    # forward, again where nothing is kept, gradients of activations, and of the weights that are trained
-    passes = 2 + setup.policy.gradient_checkpointing + counts.trained / counts.total
+    text = _forward_flops(setup, policy, prompt, mean, vision=False)
+    run_again = {False: 0.0, True: flops, "text": text, "vision": flops - text}[setup.policy.gradient_checkpointing]
+    # forward, gradients of activations, and of the weights that are trained
+    training = (2 + counts.trained / counts.total) * flops + run_again
     epochs = setup.updates.epochs_per_rollout
     forward = flops / (peak * assumptions.forward_utilisation)
     phases = {SAMPLING: _sampling(setup, policy, counts, prompt, lengths, device, assumptions)}
@@ -68,14 +70,14 @@ def plan_seconds(
         phases[OLD] = forward
     if setup.has_reference:
         phases[REFERENCE_PASS] = forward
-    phases[TRAIN] = epochs * passes * flops / (peak * assumptions.training_utilisation)
+    phases[TRAIN] = epochs * training / (peak * assumptions.training_utilisation)
     return TimePlan(phases, mean, bool(setup.engine.async_steps), _warnings(setup))
 
 
-def _forward_flops(setup: Setup, policy: Policy, prompt: EncodedPrompt, length: int) -> float:
+def _forward_flops(setup: Setup, policy: Policy, prompt: EncodedPrompt, length: int, vision: bool = True) -> float:
     """Of one forward over all micro-batches of a rank, dealt out as in training."""
-    config, vision = policy.model.config, policy.trains_vision or policy.in_lockstep
-    cost = TokenCost.of(config, vision=vision, repeated_prompts=not policy.shares_prefixes)
+    config, runs_tower = policy.model.config, policy.trains_vision or policy.in_lockstep
+    cost = TokenCost.of(config, vision=vision and runs_tower, repeated_prompts=not policy.shares_prefixes)
     size = setup.sampling.group_size
     groups = made_up_groups(policy, prompt, prompts=setup.prompts_per_rank, group_size=size, length=length)
     steps = deal_steps(
