@@ -170,11 +170,11 @@ def test_prompts_are_prefilled_within_the_limit_of_tokens(
 ) -> None:
     lengths = [prompt.token_ids.numel() for prompt in prompts]
     engine = HFRollout(sequences_per_batch=100, prompt_tokens_per_batch=lengths[0] + lengths[1])
-    batches = list(engine._batches(prompts, group_size=4))
+    batches = list(engine.batches(prompts, group_size=4))
     assert [prompt for batch in batches for prompt in batch] == prompts
     assert len(batches) > 1
     assert all(sum(p.token_ids.numel() for p in batch) <= lengths[0] + lengths[1] for batch in batches)
-    assert [len(batch) for batch in HFRollout(prompt_tokens_per_batch=1)._batches(prompts, 4)] == [1] * len(prompts)
+    assert [len(batch) for batch in HFRollout(prompt_tokens_per_batch=1).batches(prompts, 4)] == [1] * len(prompts)
     engine.setup(policy, encoder.tokenizer)
     whole = HFRollout()
     whole.setup(policy, encoder.tokenizer)
