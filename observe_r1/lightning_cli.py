@@ -107,6 +107,8 @@ def quiet_lightning() -> None:
         if isinstance(handler, logging.StreamHandler):
             logging.getLogger("lightning.pytorch").removeHandler(handler)
     logging.getLogger("lightning.pytorch").addHandler(CurrentStderr())
+    # that a kernel for CPUs is not there, whenever peft is imported
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # a log has no bars
         disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)

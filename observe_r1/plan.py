@@ -78,6 +78,14 @@ def read_setup(
     spread = read_strategy(trainer["strategy"], ranks)
     dtype = DTYPES.get(precision, torch.float32)
     compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, dtype)
+    quantization = module.policy_options.quantization
+    if quantization is not None:
+        if spread.kind not in ("single", "ddp"):
+            raise ValueError(
+                f"policy.quantization is {quantization}, and weights in 4 bits cannot be spread by trainer.strategy: "
+                "use ddp (--config strategies/ddp.yaml) or one device, or policy.quantization: null."
+            )
+        dtype = compute  # as `load_models` has it
     return Setup(
         policy=module.policy_options,
         prompt=module.prompt_options,
@@ -92,6 +100,7 @@ def read_setup(
         prompts_per_rollout=prompts_per_rollout,
         micro_batches=int(trainer["accumulate_grad_batches"] or 1),
         spread=spread,
+        reference_offload=module.kl.reference_offload,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Quantization = Literal["nf4", "fp4"]
 KINDS: tuple[str, ...] = get_args(Quantization)
@@ -45,6 +47,19 @@ def compute_alike(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def chosen_layers(model: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers of a model, with or without adapters, that `quantization_config` has quantised."""
+    for name, module in model.named_modules():
+        left_out = "lora_" in name or any(re.search(pattern, name) for pattern in NOT_QUANTIZED)
+        if isinstance(module, nn.Linear) and not left_out:
+            yield module
+
+
+def packed_bytes(weights: int) -> int:
+    """Of so many weights: two in a byte, one byte of scale for 64, and a float32 for 256 such scales."""
+    return weights // 2 + weights // 64 + 4 * weights // (64 * 256)
 
 
 def kind_of(model: Any) -> str | None:

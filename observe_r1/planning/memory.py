@@ -13,12 +13,13 @@ from observe_r1.planning.devices import GIB, Device
 from observe_r1.planning.options import Assumptions
 from observe_r1.planning.rehearsal import GRADIENTS, OPTIMIZER, WEIGHTS, Counts, Parts, Rehearsal
 from observe_r1.planning.setup import Setup
+from observe_r1.quantization import packed_bytes
 from observe_r1.rollout import HFRollout, VLLMLocalRollout
 from observe_r1.rollout.vllm_options import CPU_CACHE_GIB
 
 MASTER, REFERENCE, BUCKETS = "master weights", "reference model", "gradient buckets"
 GATHERED, ENGINE, RESERVED, FRAGMENTED = "gathered weights", "vLLM", "CUDA, NCCL", "fragmentation"
-STEP = "optimizer step"
+STEP, UNPACKED = "optimizer step", "unpacked weights"
 RESIDENT = (WEIGHTS, GRADIENTS, BUCKETS, OPTIMIZER, MASTER, REFERENCE)
 """Parts that are there in every phase."""
 
@@ -92,14 +93,16 @@ def plan_memory(
     batch, training = rehearsal.training(prompt, length)
     said(SAMPLING)
     phases = [Phase(SAMPLING, _sampling(setup, rehearsal, prompt, length, device))]
-    forward = _gathered(setup, counts)
+    forward = _gathered(setup, counts) | _unpacked(setup, counts)
     has_old = setup.updates.steps_per_rollout * setup.updates.epochs_per_rollout > 1
     for name, wanted in ((OLD, has_old), (REFERENCE_PASS, setup.has_reference)):
         if wanted:
             said(name)
             found = rehearsal.logprobs(batch, name == REFERENCE_PASS and setup.reference_model)
-            phases.append(Phase(name, {**found, **forward}))
-    phases.append(Phase(TRAINING, {**training, **_gathered_in_backward(setup, counts)}))
+            offloaded = _fetched_reference(setup, counts) if name == REFERENCE_PASS else {}
+            phases.append(Phase(name, {**found, **forward, **offloaded}))
+    gathered = _gathered_in_backward(setup, counts) | _unpacked(setup, counts)
+    phases.append(Phase(TRAINING, {**training, **gathered}))
     phases.append(Phase(UPDATE, {STEP: step + _reduced_last(setup, counts)}))
     return MemoryPlan(
         [_complete(phase, resident, on_gpu, assumptions) for phase in phases], counts, batch, device.memory, host
@@ -136,14 +139,16 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         return -(-parameters // of) * width
 
     reference = counts.total if setup.reference_model else 0
+    far = setup.reference_offload != "none"
     if spread.kind in ("single", "ddp"):
+        packed = counts.quantized if setup.policy.quantization is not None else 0
         return {
-            WEIGHTS: counts.total * size,
+            WEIGHTS: (counts.total - packed) * size + packed_bytes(packed),
             GRADIENTS: counts.trained * size,
             BUCKETS: counts.trained * size if spread.kind == "ddp" else 0,
             OPTIMIZER: kept,
-            REFERENCE: reference * size,
-        }, 0
+            REFERENCE: 0 if far else reference * size,
+        }, reference * size if far else 0
     if spread.kind == "fsdp2":
         return {
             WEIGHTS: share(counts.total, parts, size),
@@ -161,8 +166,24 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
     }
     offloaded = [OPTIMIZER, MASTER, GRADIENTS] if spread.offload_optimizer else []
     offloaded += [WEIGHTS, REFERENCE] if spread.offload_parameters and not whole else []
+    offloaded += [REFERENCE] if far and whole else []
     host = sum(on_device.pop(name) for name in offloaded)
     return {**on_device, BUCKETS: spread.reduce_bucket * spread.buckets * compute}, host
+
+
+def _unpacked(setup: Setup, counts: Counts) -> Parts:
+    """Weights in 4 bits are multiplied in the dtype that is computed with, a layer at a time."""
+    if setup.policy.quantization is None:
+        return {}
+    return {UNPACKED: counts.largest_quantized * setup.compute_dtype.itemsize}
+
+
+def _fetched_reference(setup: Setup, counts: Counts) -> Parts:
+    """What its passes have on the device of a reference model that is offloaded otherwise."""
+    if setup.reference_offload == "none" or not setup.reference_model:
+        return {}
+    by_block = setup.reference_offload == "blocks"
+    return {REFERENCE: (counts.rest + counts.largest_block if by_block else counts.total) * setup.dtype.itemsize}
 
 
 def _gathered(setup: Setup, counts: Counts) -> Parts:
@@ -204,4 +225,4 @@ def _sampling(setup: Setup, rehearsal: Rehearsal, prompt: EncodedPrompt, length:
     gathered = _gathered(setup, rehearsal.counts)
     if setup.spread.kind == "fsdp2" and engine.keep_weights_whole:
         gathered = {GATHERED: rehearsal.counts.total * setup.compute_dtype.itemsize}
-    return {**rehearsal.sampling(prompt, length), **gathered}
+    return {**rehearsal.sampling(prompt, length), **gathered, **_unpacked(setup, rehearsal.counts)}

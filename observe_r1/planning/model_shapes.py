@@ -77,26 +77,17 @@ def config_directory(pretrained: str, scratch: Path) -> str:
     Raises:
         ValueError: The config is nowhere to be had.
     """
-    from transformers import AutoConfig
+    from huggingface_hub import try_to_load_from_cache
 
-    path = locate(pretrained)
-    if Path(path).is_dir():
-        return path
-    try:
-        AutoConfig.from_pretrained(path, local_files_only=True)
-        return path
-    except (OSError, ValueError):
-        pass
-    if pretrained in PUBLISHED:
+    is_here = Path(pretrained).is_dir() or isinstance(try_to_load_from_cache(pretrained, "config.json"), str)
+    if pretrained in PUBLISHED and not is_here:
         (scratch / "config.json").write_text(json.dumps(PUBLISHED[pretrained]))
         (scratch / "generation_config.json").write_text(json.dumps(GENERATION))
         return str(scratch)
     try:
-        AutoConfig.from_pretrained(path)
-        return path
-    except (OSError, ValueError) as error:
+        return locate(pretrained)
+    except ValueError as error:
         raise ValueError(
-            f"policy.pretrained: the config of {pretrained!r} is neither in a directory, nor in the hub's cache, nor "
-            f"could it be fetched. Put its config.json (a few kB, no weights) into a directory and give that with "
-            f"--model.policy.pretrained; without the network there are {', '.join(PUBLISHED)}."
+            f"{error} A plan needs config.json alone (a few kB, no weights); without the network there are "
+            f"{', '.join(PUBLISHED)}."
         ) from error

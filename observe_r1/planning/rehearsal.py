@@ -21,6 +21,7 @@ from observe_r1.parameter_groups import parameter_groups
 from observe_r1.planning.live_memory import LiveMemory
 from observe_r1.planning.setup import Setup
 from observe_r1.policy import Policy
+from observe_r1.quantization import chosen_layers
 from observe_r1.rollout import HFRollout
 from observe_r1.rollout.decoding import ATTENTION, BLOCK_TOKENS, GroupDecoder, choose, prefill
 from observe_r1.shared_prefix import choose_backend
@@ -41,6 +42,8 @@ class Counts:
     Args:
         largest_block: Of the largest block that is gathered apart from others.
         rest: Outside of all blocks: embeddings, head, merger.
+        quantized: That quantisation would pack.
+        largest_quantized: Of one layer.
     """
 
     total: int
@@ -49,6 +52,8 @@ class Counts:
     rest: int
     trained_rest: int
     trained_in_block: int
+    quantized: int = 0
+    largest_quantized: int = 0
 
 
 class Rehearsal:
@@ -260,6 +265,8 @@ def count(policy: Policy) -> Counts:
         rest=sum(parameter.numel() for parameter in rest),
         trained_rest=trained(rest),
         trained_in_block=max((trained(block.parameters()) for block in blocks), default=0),
+        quantized=sum(layer.weight.numel() for layer in chosen_layers(policy.model)),
+        largest_quantized=max((layer.weight.numel() for layer in chosen_layers(policy.model)), default=0),
     )
 
 

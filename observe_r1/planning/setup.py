@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from observe_r1.collection import UpdateOptions
 from observe_r1.encoding import PromptOptions
 from observe_r1.loading import PolicyOptions
+from observe_r1.objective import ReferenceOffload
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 
 
@@ -61,6 +62,7 @@ class Setup:
         compute_dtype: That matrices are multiplied in: another one than `dtype` under mixed precision.
         precision: As the trainer has it, to be shown.
         has_reference: Log-probs of a reference are needed.
+        reference_offload: Of the KL options.
         optimizer: Makes the optimizer of parameters or groups.
         prompts_per_rollout: Over all ranks.
         micro_batches: Of an optimizer step, on each rank.
@@ -79,6 +81,7 @@ class Setup:
     prompts_per_rollout: int
     micro_batches: int = 1
     spread: Spread = field(default_factory=Spread)
+    reference_offload: ReferenceOffload = "none"
 
     @property
     def prompts_per_rank(self) -> int:

@@ -18,6 +18,7 @@ from observe_r1.planning.memory import (
     MASTER,
     REFERENCE,
     RESERVED,
+    UNPACKED,
     MemoryPlan,
     Phase,
 )
@@ -35,6 +36,7 @@ COLOURS = {
     REFERENCE: "green",
     GATHERED: "bright_blue",
     CAST: "bright_blue",
+    UNPACKED: "bright_blue",
     CACHE: "yellow",
     ENGINE: "yellow",
     RESERVED: "bright_black",

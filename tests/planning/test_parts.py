@@ -67,7 +67,7 @@ def test_published_shapes_have_the_published_number_of_parameters(name: str, par
 
 def test_a_config_that_is_nowhere_gets_a_remedy(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"nobody/nothing.*Put its config\.json.*Qwen/Qwen2\.5-VL-3B-Instruct"):
+    with pytest.raises(ValueError, match=r"nobody/nothing.*config\.json alone.*Qwen/Qwen2\.5-VL-3B-Instruct"):
         config_directory("nobody/nothing", tmp_path)
 
 
@@ -153,6 +153,30 @@ def test_offload_moves_parts_to_the_host() -> None:
     assert host == sum(near.values())
     optimizer_only, _ = held(counts, Spread("zero2", 8, offload_optimizer=True), **HALF)
     assert {name for name, size in optimizer_only.items() if size} == {WEIGHTS, REFERENCE}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero2"])
+def test_an_offloaded_reference_is_on_the_device_for_its_passes_alone(kind: Any) -> None:
+    counts, setup = Counts(10**9, 10**9, 10**8, 10**8, 10**8, 10**8), {**HALF, "has_reference": True}
+    near, none = held(counts, Spread(kind, 2), **setup)
+    for choice, fetched in (("model", 2 * 10**9), ("blocks", 4 * 10**8)):
+        far, host = held(counts, Spread(kind, 2), **setup, reference_offload=choice)
+        assert (none, host, sum(near.values()) - sum(far.values())) == (0, 2 * 10**9, 2 * 10**9)
+        passes = memory._fetched_reference(dataclasses.replace(SMALL, **setup, reference_offload=choice), counts)
+        assert passes == {REFERENCE: fetched}
+
+
+def test_weights_in_four_bits_take_what_bitsandbytes_makes_of_them() -> None:
+    pytest.importorskip("bitsandbytes")
+    options = PolicyOptions("quickstart", lora=LoraOptions(8, 16, ["all-linear"]), quantization="nf4")
+    taken = 0
+    for parameter in load_policy(options).parameters():
+        taken += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            taken += state.absmax.numel() + 4 * state.state2.absmax.numel()
+    planned, _ = held(count(load_policy(options, empty=True)), Spread(), policy=options)
+    assert planned[WEIGHTS] == pytest.approx(taken, rel=1e-3)
 
 
 # ---- whole plans -----------------------------------------------------------------------------------------------------
