@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import difflib
 import os
 import sys
@@ -55,13 +54,16 @@ def run_lightning_command() -> None:
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
     from observe_r1.ranks import leave
 
-    atexit.register(leave)  # Lightning does it for NCCL only
     quiet_lightning()
     check_requested(sys.argv)
     try:
         ObserveR1CLI()
     except SickRun as sick:
         sys.exit(f"observe-r1: stopped. {sick}")
+    except SystemExit:
+        leave()
+        raise
+    leave()  # after an error other ranks may be waiting, and gloo would wait for them
 
 
 def locate_config(argument: str) -> str:
