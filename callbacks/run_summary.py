@@ -45,7 +45,7 @@ class RunSummary(L.Callback):
         self.validations.append({"step": trainer.global_step, **figures})
         if trainer.sanity_checking:  # which Lightning does not log: the curves would begin after the first steps
             for logger in trainer.loggers:
-                logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, step=0)
+                logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self.validations, "seconds": self._seconds()}

@@ -92,6 +92,7 @@ class ObserveR1CLI(LightningCLI):
         options = self.config_init[self.subcommand]
         if options.ckpt_path == "last":
             options.ckpt_path = find_last(self.trainer)
+            self.config[self.subcommand].ckpt_path = options.ckpt_path  # as config.yaml keeps it
 
     before_validate = before_test = before_predict = before_fit
 

@@ -165,7 +165,7 @@ class _Plane:
                 self.x(tick), HEIGHT - 8, number(float(tick))
             )
             for tick in steps
-            if self.first <= tick <= self.last
+            if self.first <= tick <= self.last and tick == round(tick)
         ]
         return Markup("").join(parts)
 

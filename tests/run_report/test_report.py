@@ -277,6 +277,12 @@ def test_long_runs_stay_small_and_say_that_they_are_thinned() -> None:
     assert min(float(y) for y in re.findall(r" ([\d.]+)(?:L|$)", band[1])) < 20  # the spike is drawn
 
 
+def test_one_point_is_a_dot_at_its_step() -> None:
+    chart = line_chart("KL", {"k3": Series(np.array([7]), np.array([0.5]))})
+    assert "<circle class='dot c0'" in chart.svg
+    assert re.findall(r"text-anchor='middle'>([^<]+)<", str(chart.svg)) == ["7"]
+
+
 def test_figures_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     for step, value in enumerate((1.0, float("nan"), float("inf"), 2.0)):
