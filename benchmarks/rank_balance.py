@@ -54,7 +54,7 @@ class Lognormal(RolloutEngine):
 
     def group(self, position, size):
         generator = random.Random(position)
-        lengths = [min(1500, 1 + int(generator.lognormvariate(math.log(200), {SIGMA}))) for _ in range(size)]
+        lengths = [min(1000, 1 + int(generator.lognormvariate(math.log(100), {SIGMA}))) for _ in range(size)]
         return [Completion(torch.randint(20, 260, (length,)), torch.zeros(length), "") for length in lengths]
 
 class EvenLength(CorrectnessReward):
@@ -200,7 +200,7 @@ def train(directory: Path, strategy: str, ranks: int, balanced: bool, rollouts: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: by cost alone")
     parser.add_argument("--rollouts", type=int, default=4)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -223,7 +223,7 @@ def main() -> None:
                     )
             rounds.append(results)
             lines.append({"round": results})
-    for strategy, ranks in CASES:
+    for strategy, ranks in CASES if rounds else ():
         for kind in ("busy", "wall"):
             own, balanced = (
                 [results[f"{strategy}_{ranks}_{way}"][f"{kind}_seconds"] for results in rounds]

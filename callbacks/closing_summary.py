@@ -71,7 +71,7 @@ class ClosingSummary(L.Callback):
         if self.rollouts:
             rows["groups"] = f"{self.wasted / self.rollouts:.0%} all right or all wrong, without any gradient"
         reasons = [f"{n} × {reason} ({split})" for split, counts in skipped.items() for reason, n in counts.items()]
-        rows["skipped"] = ", ".join(reasons) or "no sample"
+        rows["skipped"] = ", ".join(reasons) or "none"
         rows["health"] = health(trainer)
         rows |= self._places(trainer)
         return {name: value for name, value in rows.items() if value}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,10 @@ from observe_r1.ranks import any_rank
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """The exit of a training that ends because it was asked to."""
 
 
 class Preemption(L.Callback):
@@ -61,7 +64,7 @@ class Preemption(L.Callback):
         name = "a signal to another rank" if self.received is None else self.received.name
         rank_zero_info(f"Ended by {name} after step {trainer.global_step}. Continue with --ckpt_path {path}")
         # Lightning kills all ranks of a node when one that it started fails, also the one whose exit code counts
-        sys.exit(0 if is_started_by_rank() else EXIT_CODE)
+        raise Preempted(0 if is_started_by_rank() else EXIT_CODE)
 
     def checkpoint_path(self, trainer: L.Trainer) -> Path:
         """Where `--ckpt_path last` looks for it."""

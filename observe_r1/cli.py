@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import sys
@@ -52,7 +53,9 @@ def run_lightning_command() -> None:
     end_with_launcher()  # before what takes long to import
     from observe_r1.callbacks.health import SickRun
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
+    from observe_r1.ranks import leave
 
+    atexit.register(leave)  # Lightning does it for NCCL only
     quiet_lightning()
     check_requested(sys.argv)
     try:

@@ -68,7 +68,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 def plan(arguments: Sequence[str]) -> None:
-    """`observe-r1 plan --config ...`: memory and time of a training; exit code 1 where it does not fit."""
+    """`observe-r1 plan --config ...`: memory and time of a training; exit code 1 where it does not fit, 2 on errors."""
     from observe_r1.lightning_cli import quiet_lightning
     from observe_r1.plan import PlanCLI, plan
 
@@ -78,7 +78,8 @@ def plan(arguments: Sequence[str]) -> None:
     try:
         made = plan(cli.model, cli.datamodule, cli.trainer_options, cli.config_init.plan)
     except ValueError as error:
-        sys.exit(f"observe-r1 plan: {error}")
+        print(f"observe-r1 plan: {error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(made.exit_code)
 
 

@@ -56,6 +56,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "OverlongPenalty",
         "Reward",
     ),
+    "observe_r1.health.rule": ("Reading", "Rule"),
     "observe_r1.rollout": ("HFRollout", "RolloutEngine", "SamplingOptions", "VLLMLocalRollout", "VLLMServerRollout"),
     "observe_r1.evaluation": (
         "Benchmark",
@@ -67,7 +68,6 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "ParquetBenchmark",
         "Verdict",
     ),
-    "observe_r1.health.rule": ("Reading", "Rule"),
     "observe_r1.logprobs": ("sampling_logprobs",),  # the distribution that engines sample from
     # ladders
     "observe_r1.ladder.reader": ("LadderDataset",),

@@ -17,6 +17,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def leave() -> None:
+    """Ends this process's part in the group. Without it gloo's threads may abort a process that is done and exits."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def largest_over_ranks(number: int, device: torch.device) -> int:
     """Maximum of a number over all ranks."""
     if not dist.is_initialized():

@@ -35,6 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_the_wheel_holds_every_module_config_and_the_tiny_policy(wheel: list[str]) -> None:
     modules = [file for top in (*SOURCES, "configs") for file in (ROOT / top).rglob("*.py")]
     data = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "observe_r1/quickstart/policy").iterdir()]
+    data += (ROOT / "observe_r1/run_report").glob("report.*")
     expected = {installed_name(file) for file in (*modules, *data)} | {"observe_r1/py.typed"}
     assert len(expected) > 50
     assert expected <= set(wheel)

@@ -94,11 +94,11 @@ def plan_memory(
     phases = [Phase(SAMPLING, _sampling(setup, rehearsal, prompt, length, device))]
     forward = _gathered(setup, counts)
     has_old = setup.updates.steps_per_rollout * setup.updates.epochs_per_rollout > 1
-    passes = [name for name, wanted in ((OLD, has_old), (REFERENCE_PASS, setup.has_reference)) if wanted]
-    if passes:
-        said(passes[0])
-        found = rehearsal.logprobs(batch)
-        phases += [Phase(name, {**found, **forward}) for name in passes]
+    for name, wanted in ((OLD, has_old), (REFERENCE_PASS, setup.has_reference)):
+        if wanted:
+            said(name)
+            found = rehearsal.logprobs(batch, name == REFERENCE_PASS and setup.reference_model)
+            phases.append(Phase(name, {**found, **forward}))
     phases.append(Phase(TRAINING, {**training, **_gathered_in_backward(setup, counts)}))
     phases.append(Phase(UPDATE, {STEP: step + _reduced_last(setup, counts)}))
     return MemoryPlan(

@@ -12,14 +12,14 @@ from typing import Any
 
 from observe_r1.fitting import advice
 from observe_r1.planning.devices import Device, find_device
-from observe_r1.planning.memory import MemoryPlan, plan_memory
+from observe_r1.planning.memory import SAMPLING, UPDATE, MemoryPlan, plan_memory
 from observe_r1.planning.model_shapes import config_directory
 from observe_r1.planning.options import PlanOptions
 from observe_r1.planning.prompts import pixel_limits, planned_prompt
 from observe_r1.planning.rehearsal import Rehearsal
 from observe_r1.planning.seconds import TimePlan, plan_seconds
 from observe_r1.planning.setup import Setup
-from observe_r1.rollout import VLLMLocalRollout
+from observe_r1.rollout import HFRollout, VLLMLocalRollout
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,28 @@ class Plan:
 
     @property
     def advice(self) -> list[str]:
-        """What to change where it does not fit, the cheapest remedy first; what the phase needs that is too large."""
+        """What to change where it does not fit: what no smaller micro-batch can mend comes first."""
         if self.memory.fits:
             return []
-        setup, spread = self.setup, self.setup.spread
-        found = []
+        setup, engine = self.setup, self.setup.engine
         too_large = [phase.name for phase in self.memory.phases if phase.total > self.memory.available]
-        resident = self.memory.phases[-1]
-        if "sampling" in too_large and isinstance(setup.engine, VLLMLocalRollout):
+        found = []
+        if UPDATE in too_large:
             found.append(
-                "A smaller model.rollout.init_args.gpu_memory_utilization: vLLM takes its share beside the rest."
+                "Weights and the optimizer's step are too much without any activation. Spread them over more devices "
+                "(--config strategies/fsdp2.yaml), or train adapters (model.policy.lora)."
             )
-        elif "sampling" in too_large:
+        if SAMPLING in too_large and isinstance(engine, VLLMLocalRollout):
+            found.append("For sampling: a smaller model.rollout.init_args.gpu_memory_utilization.")
+        elif SAMPLING in too_large and isinstance(engine, HFRollout):
             found.append(
-                "Sampling: a smaller model.rollout.init_args.sequences_per_batch or max_new_tokens, or vLLM "
-                "(--config rollout/vllm_server.yaml)."
+                "For sampling: a smaller model.rollout.init_args.sequences_per_batch (now "
+                f"{engine.sequences_per_batch}) or model.sampling.max_new_tokens, or vLLM (--config "
+                "rollout/vllm_server.yaml)."
             )
-        if any(name != "sampling" for name in too_large):
+        if set(too_large) - {SAMPLING, UPDATE}:
             found.append(
                 advice(setup.micro_batches, setup.policy.gradient_checkpointing, setup.sampling.max_new_tokens)
-            )
-        if resident.total > self.memory.available and spread.kind in ("single", "ddp", "zero1", "zero2"):
-            found.append(
-                "The optimizer's step is too large without any activation: spread it over more devices (--config "
-                "strategies/fsdp2.yaml), or train adapters (model.policy.lora)."
             )
         return found
 

@@ -107,10 +107,19 @@ class Rehearsal:
             parameter.grad = None
         return batch, parts
 
-    def logprobs(self, batch: MicroBatch) -> Parts:
-        """What a pass without gradient over a micro-batch takes, of the policy before its steps or of the reference."""
+    def logprobs(self, batch: MicroBatch, of_frozen: bool = False) -> Parts:
+        """What a pass without gradient over a micro-batch takes.
+
+        Args:
+            of_frozen: Of a reference model, none of whose weights is trained: autocast keeps no copies of them.
+        """
+        trained = self._trained()
+        for parameter in trained:
+            parameter.requires_grad_(not of_frozen)
         with self._counting() as parts, self.memory.part(HEAD), torch.no_grad(), self._autocast():
             self.policy(batch.slices, self.setup.sampling.temperature)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         return parts
 
     def sampling(self, prompt: EncodedPrompt, length: int) -> Parts:

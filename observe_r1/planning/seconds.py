@@ -118,9 +118,9 @@ def _sampling(
         seconds = setup.prompts_per_rank * read
         step = weights / rate + assumptions.seconds_per_layer_and_step * text.num_hidden_layers
         for batch in setup.engine.batches([prompt] * setup.prompts_per_rank, size):
-            sequences = len(batch) * size
-            steps = _longest_of(sequences, mean, longest)
-            seconds += steps * step + cached * (len(batch) * tokens * steps + sequences * mean**2) / rate
+            decoded = len(batch) * size
+            steps = _longest_of(decoded, mean, longest)
+            seconds += steps * step + cached * (len(batch) * tokens * steps + decoded * mean**2) / rate
         return float(seconds)
     engines, share = 1, 0.0
     prompts = setup.prompts_per_rank

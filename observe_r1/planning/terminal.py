@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from observe_r1.planning.devices import GIB
+from observe_r1.planning.live_memory import CAST
 from observe_r1.planning.memory import (
     BUCKETS,
     ENGINE,
@@ -33,6 +34,7 @@ COLOURS = {
     MASTER: "magenta",
     REFERENCE: "green",
     GATHERED: "bright_blue",
+    CAST: "bright_blue",
     CACHE: "yellow",
     ENGINE: "yellow",
     RESERVED: "bright_black",

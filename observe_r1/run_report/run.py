@@ -141,9 +141,10 @@ def _follow_resumes(run: Run) -> None:
 
 def _resumed(checkpoint: Path, directory: Path) -> Path | None:
     """The run directory of a checkpoint, whose path may be relative to where the command was given."""
+    depth = min(2, len(checkpoint.parts) - 1)  # `last` and the like name no directory
     for base in (Path.cwd(), *directory.resolve().parents):
-        for candidate in (base / checkpoint).resolve().parents[:2]:
-            if (candidate / CONFIG).is_file() and (base / checkpoint).resolve().is_relative_to(candidate):
+        for candidate in (base / checkpoint).resolve().parents[:depth]:
+            if (candidate / CONFIG).is_file():
                 return candidate
     return None
 

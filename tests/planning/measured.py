@@ -32,7 +32,7 @@ from observe_r1.planning.setup import Setup
 from observe_r1.policy import Policy
 from observe_r1.rollout import HFRollout, SamplingOptions
 
-HALF_BILLION = {
+LARGER = {
     "vocabulary": 32_000,
     "hidden": 1024,
     "intermediate": 4096,
@@ -83,16 +83,16 @@ CASES = {
         _setup(dataclasses.replace(TINY, forward="padded", freeze=["*visual*"]), **{**MANY, **MIXED}, micro_batches=2),
         PlanOptions(text_tokens=200, image_pixels=224**2),
     ),
-    "half a billion, all in bfloat16": Case(
-        _setup(PolicyOptions(""), **HALF), PlanOptions(text_tokens=48, image_pixels=168**2), HALF_BILLION
+    "0.4 billion, all in bfloat16": Case(
+        _setup(PolicyOptions(""), **HALF), PlanOptions(text_tokens=48, image_pixels=168**2), LARGER
     ),
-    "half a billion, adapters": Case(
+    "0.4 billion, adapters": Case(
         _setup(
             PolicyOptions("", freeze=["*visual*"], lora=LoraOptions(32, 64), gradient_checkpointing=False),
             has_reference=True,
         ),
         PlanOptions(text_tokens=48, image_pixels=168**2),
-        HALF_BILLION,
+        LARGER,
     ),
 }
 

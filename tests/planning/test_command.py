@@ -45,20 +45,30 @@ def test_the_quick_start_fits_and_is_written_for_machines(tmp_path: Path, comman
     assert not (tmp_path / "data").exists()  # and nothing was started
 
 
+def test_an_error_has_an_exit_code_of_its_own(tmp_path: Path, command_line: Any) -> None:
+    output = command_line(tmp_path)("plan", "--config", "quickstart.yaml", "--plan.device", "abacus", expect=2)
+    assert "observe-r1 plan: plan.device is 'abacus'. Choose one of a100-40gb" in output
+
+
+def test_what_does_not_fit_is_an_exit_code_and_advice(tmp_path: Path, command_line: Any) -> None:
+    small = ("--plan.completion_tokens", 16, "--data.prompts_per_rollout", 4)
+    device = ("--plan.device", "l4", "--plan.device_memory_gb", 1, "--trainer.strategy", "ddp", "--plan.devices", 2)
+    output = command_line(tmp_path)("plan", "--config", "quickstart.yaml", *small, *device, expect=1)
+    assert "Does not fit" in output
+    assert "2 × l4 of 1.0 GiB, ddp" in output
+    assert "strategies/fsdp2.yaml" in output
+
+
 @pytest.mark.slow
 def test_seven_billion_parameters_without_gpu_deepspeed_or_download(tmp_path: Path, command_line: Any) -> None:
-    """16 bytes for a parameter, and one of 80 GB cannot hold 8.3 billion of them; eight can."""
+    """With ZeRO-3 on eight of 80 GB: 16 bytes for a parameter, an eighth of them on each, and they fit."""
     small = ("--plan.image_pixels", 200_704, "--plan.completion_tokens", 256, "--plan.device", "h100")
     configs = ("--config", "observe_r1_7b.yaml", "--config", "rollout/vllm_server.yaml")
-    run = command_line(tmp_path)
     zero3 = ("--config", "strategies/deepspeed_zero3.yaml", "--plan.json", "plan.json")
-    assert "Fits: " in run("plan", *configs, *zero3, *small)
+    assert "Fits: " in command_line(tmp_path)("plan", *configs, *zero3, *small)
     parts = json.loads((tmp_path / "plan.json").read_text())["phases"][-1]["parts"]
     spread = ("weights", "gradients", "optimizer state", "master weights")
     assert sum(parts[name] for name in spread) == pytest.approx(16 / 8 * 8_292_166_656)
-    alone = run("plan", *configs, "--trainer.strategy", "auto", "--trainer.devices", 1, *small, expect=1)
-    assert "Does not fit" in alone
-    assert "strategies/fsdp2.yaml" in alone
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_a_plan_that_does_not_fit_says_what_helps_in_order() -> None:
     plan = make_plan(SMALL, device, PlanOptions(text_tokens=32, image_pixels=56**2))
     assert plan.exit_code == 1
     text = " ".join(plan.advice)
-    remedies = ("sequences_per_batch", "accumulate_grad_batches (now 1)", "max_new_tokens (now 16)", "fsdp2.yaml")
+    remedies = ("fsdp2.yaml", "sequences_per_batch (now 128)", "grad_batches (now 1)", "max_new_tokens (now 16)")
     places = [text.index(remedy) for remedy in remedies]
     assert places == sorted(places)
 
@@ -279,7 +279,7 @@ def test_samples_that_would_be_skipped_and_ranks_that_cannot_share_are_refused()
 
 
 def test_a_plan_of_a_random_model_reads_its_directory() -> None:
-    with config_of(CASES["half a billion, adapters"]) as setup:
+    with config_of(CASES["0.4 billion, adapters"]) as setup:
         counts = Rehearsal(setup, on_gpu=True).counts
     assert 3.9e8 < counts.total < 4.1e8
     assert counts.trained < 0.02 * counts.total

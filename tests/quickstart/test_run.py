@@ -114,7 +114,7 @@ def test_the_ladder_is_made_once_and_never_mistaken(directory: Path, command_lin
 
 @pytest.mark.slow
 def test_report(directory: Path, run: Path, command_line: Callable[[Path], Any], browser: Callable[..., Any]) -> None:
-    """The command on what a training left, opened in a browser."""
+    """The command of docs/loggers.md on what a training left, opened in a browser."""
     output = command_line(directory)("report", run.relative_to(directory))
     assert "Report: runs/quickstart/version_0/report.html" in output
     found = browser(run / "report.html", "light", 400)

@@ -211,6 +211,7 @@ def test_a_resumed_run_is_shown_as_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert strip == ["0", "10", "20", "30", "40", "50", "60"]
 
     shutil.rmtree(tmp_path / "runs/version_0")
+    shutil.copy(later / "config.yaml", tmp_path)  # that of a user who starts trainings here
     assert "is in no run directory that is here" in text_of(page(read_run(later)))
 
 
