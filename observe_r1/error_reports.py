@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 
 from observe_r1.argument_errors import readable
@@ -102,7 +103,8 @@ def _about_a_file(error: OSError) -> str:
         errno.EROFS: "This file system is read-only: take another path.",
         errno.ENOTDIR: "A part of this path is a file: take another path.",
     }.get(error.errno or 0, "")
-    where = "" if "runs" not in str(error.filename) else " Runs are written to trainer.logger.init_args.save_dir."
+    of_logger = any(".loggers." in frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    where = " Runs are written to trainer.logger.init_args.save_dir." if of_logger else ""
     return f"{error.strerror}: {str(error.filename)!r}. {remedy}{where}".rstrip()
 
 

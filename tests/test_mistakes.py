@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -105,6 +106,7 @@ class Mistake:
     code: int = 1
     environment: dict[str, str] = field(default_factory=dict)
     on_its_own: bool = False  # the arguments are all there are
+    absent: str = ""  # a package without which it is a mistake
 
 
 def file(name: str, text: str) -> Prepare:
@@ -345,9 +347,24 @@ NOT_THERE = [
         environment={"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
     Mistake("run directory", (), ("runs", "is a file", "save_dir"), file("runs", "")),
-    Mistake("vllm", ("--config=rollout/vllm_local.yaml",), ("needs vLLM", "pip install 'observe-r1[vllm]'")),
-    Mistake("deepspeed", ("--config=strategies/deepspeed_zero2.yaml",), ("pip install 'observe-r1[deepspeed]'",)),
-    Mistake("wandb", ("--trainer.logger=lightning.pytorch.loggers.WandbLogger",), ("wandb", "pip install")),
+    Mistake(
+        "vllm",
+        ("--config=rollout/vllm_local.yaml",),
+        ("needs vLLM", "pip install 'observe-r1[vllm]'"),
+        absent="vllm",
+    ),
+    Mistake(
+        "deepspeed",
+        ("--config=strategies/deepspeed_zero2.yaml",),
+        ("pip install 'observe-r1[deepspeed]'",),
+        absent="deepspeed",
+    ),
+    Mistake(
+        "logger",
+        ("--trainer.logger=lightning.pytorch.loggers.CometLogger",),
+        ("comet-ml", "pip install"),
+        absent="comet_ml",
+    ),
     Mistake(
         "server",
         (
@@ -477,6 +494,8 @@ def test_mistakes_are_named(
     held_out_ladder: Path,
     tmp_path: Path,
 ) -> None:
+    if mistake.absent and find_spec(mistake.absent) is not None:
+        pytest.skip(f"{mistake.absent} is installed, so this is no mistake")
     world = World(tmp_path, tiny_ladder, held_out_ladder, checkpoint)
     mistake.prepare(world)
     arguments = [argument.format_map(vars(world)) for argument in mistake.arguments]

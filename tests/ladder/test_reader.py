@@ -55,6 +55,18 @@ class TestPrompts:
             assert all(image.mode == "RGB" for image in prompt.images)
         assert not dataset.problems
 
+    @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+    def test_tars_of_other_tools_give_the_same_samples(self, ladder, tmp_path, tar_format):
+        """Names of 150 characters have a header of their own, or a part of the next one."""
+        for shard in sorted(ladder.glob("*.tar")):
+            with tarfile.open(shard) as stored, tarfile.open(tmp_path / shard.name, "w", format=tar_format) as tar:
+                for member in stored:
+                    content = stored.extractfile(member)
+                    member.name = f"{'d' * 100}/{'k' * 30}{member.name}"
+                    member.pax_headers = {"comment": "written elsewhere"} if tar_format == tarfile.PAX_FORMAT else {}
+                    tar.addfile(member, content)
+        assert list(LadderDataset(tmp_path)) == list(LadderDataset(ladder))
+
     @pytest.mark.parametrize("position", [-1, 9])
     def test_other_positions_do_not_exist(self, ladder, position):
         with pytest.raises(IndexError, match=f"position {position} of a ladder with 9"):
