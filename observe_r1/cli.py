@@ -59,6 +59,7 @@ def run_lightning_command() -> None:
     try:
         ObserveR1CLI()
     except SickRun as sick:
+        leave()
         sys.exit(f"observe-r1: stopped. {sick}")
     except SystemExit:
         leave()
