@@ -111,15 +111,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 def execute(block: Block, directory: Path, commands: Commands) -> None:
     """Does with a block what its language and its markers say."""
+    named = FILE.match(block.text)
+    file = directory / (named[1] if named else f"block.{block.language}")
+    file.write_text(block.text)  # whatever else is done with it: later blocks may use the file
     if "not run" in block.markers:
         return
     if "run by" in block.markers:
         test, page = ROOT / block.markers["run by"], block.place.partition(":")[0]
         assert page in test.read_text(), f"{test} does not name the page"
         return
-    named = FILE.match(block.text)
-    file = directory / (named[1] if named else f"block.{block.language}")
-    file.write_text(block.text)
     if block.language == "python":
         commands.run(directory, f"python {file.name}")
     elif block.language == "yaml":
