@@ -132,11 +132,10 @@ class Health(L.Callback):
             "repeated": max(texts.values(), default=0),  # the most frequent one of each rank
             "completions": texts.total(),
             "samples/drawn": len(experience.groups),
-            "verdicts/all": sum(verdicts.values()),
-            **{f"verdicts/{name}": verdicts.get(name, 0) for name in FAILURES},
         }
         added = module.sum_over_ranks(torch.tensor(list(mine.values()), dtype=torch.float64)).tolist()
-        counts = dict(zip(mine, added, strict=True))
+        counts = dict(zip(mine, added, strict=True)) | {"verdicts/all": float(sum(verdicts.values()))}
+        counts |= {f"verdicts/{name}": float(verdicts.get(name, 0)) for name in FAILURES}
         data: Any = getattr(trainer, "datamodule", None)
         skipped = data.skipped()["train"] if hasattr(data, "skipped") else {}
         total = float(sum(count for reason, count in skipped.items() if reason not in NOT_BAD))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ class RolloutCollector:
             at_hand = nullcontext() if self.reference is None else self.reference.at_hand()
             with self.clock.measure("reference_logprobs"), at_hand:
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
-        experience.verdicts = dict(self.rewards.take_counts())
+        experience.verdicts = dict(sum(over_ranks(self.rewards.take_counts()), Counter()))
         experience.metrics = self._figures(experience, collected, ranks)
         self._tokens_trained = sum(step.totals.forwarded_tokens for step in steps) / ranks.world_size
         return experience

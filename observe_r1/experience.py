@@ -171,7 +171,7 @@ class Experience:
     groups: list[PromptGroup]  # that this rank sampled: each is on one rank only, whoever trains it
     steps: list[OptimizerStep]  # of this rank
     metrics: dict[str, float] = field(default_factory=dict)  # by logging name, over all ranks
-    verdicts: dict[str, int] = field(default_factory=dict)  # how answers were judged, on this rank
+    verdicts: dict[str, int] = field(default_factory=dict)  # how answers were judged, on all ranks
     received: list[PromptGroup] = field(default_factory=list)  # from ranks that sampled them, without their pictures
 
     @property

@@ -132,6 +132,7 @@ class ObserveR1(L.LightningModule):
         self.rollout_figures: dict[str, float] = {}
         self.validation_figures: dict[str, Tensor] = {}
         self.verdicts: dict[str, Counter[str]] = {"train": Counter(), "held_out": Counter()}
+        self._held_out_verdicts: Counter[str] = Counter()  # since the last validation, on this rank
         self._train_started = 0.0
         self._restored_rng: Tensor | None = None
         self._step_sums: dict[str, Tensor] = {}
@@ -343,6 +344,8 @@ class ObserveR1(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         figures = self.validation_figures = self.pass_rate.compute()
         self.pass_rate.reset()
+        self.verdicts["held_out"].update(sum(over_ranks(self._held_out_verdicts), Counter()))
+        self._held_out_verdicts.clear()
         several = self.trainer.world_size > 1  # the metric is reduced already, so the mean over ranks changes nothing
         for name, value in figures.items():
             self.log(f"val/{name}", value, prog_bar=name == "pass_rate", sync_dist=several)
@@ -370,7 +373,7 @@ class ObserveR1(L.LightningModule):
         with self._inference():
             groups = self.collector.sample(prompts, sampling, seed, PhaseClock())
         self.clock.add("validate", time.perf_counter() - started)
-        self.verdicts["held_out"].update(self.rewards.take_counts())
+        self._held_out_verdicts.update(self.rewards.take_counts())
         return groups
 
     def _log_step(self, sums: dict[str, Tensor], last_of_step: bool) -> None:

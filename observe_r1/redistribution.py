@@ -43,7 +43,7 @@ def redistribute(saved: Sequence[State], world_size: int) -> list[State]:
             filler = [(min(_items_of(mine) or [(rank * len(groups) // world_size, 0)]))]
             batches = [*mine, *[filler] * (size - len(mine))]
             of_rank.append({**step, "micro_batches": batches, "fillers": list(range(len(mine), size))})
-    return [_state_of(rank, steps[rank], groups, saved) for rank in range(world_size)]
+    return [_state_of(of_rank, groups, saved) for of_rank in steps]
 
 
 def redistribute_started(saved: Sequence[State], world_size: int) -> list[State]:
@@ -94,20 +94,16 @@ def _deal(groups: Sequence[State], items: Sequence[Item], parts: int) -> list[li
     return [[(present[g], chosen[g][c]) for g, c in part] for part in balanced]
 
 
-def _state_of(rank: int, steps: Sequence[State], groups: Sequence[State], saved: Sequence[State]) -> State:
+def _state_of(steps: Sequence[State], groups: Sequence[State], saved: Sequence[State]) -> State:
     used = sorted({g for step in steps for g, _ in _items_of(step["micro_batches"])})
     number = {g: place for place, g in enumerate(used)}
-    verdicts: dict[str, int] = {}
-    for state in saved if rank == 0 else ():
-        for name, count in state["verdicts"].items():
-            verdicts[name] = verdicts.get(name, 0) + count
     return {
         "groups": [groups[g] for g in used],
         "steps": [
             {**step, "micro_batches": [_assignment(batch, number) for batch in step["micro_batches"]]} for step in steps
         ],
         "metrics": saved[0]["metrics"],
-        "verdicts": verdicts,
+        "verdicts": saved[0]["verdicts"],
     }
 
 
