@@ -115,7 +115,7 @@ def read_strategy(configured: Any, ranks: int) -> Spread:
     """
     if isinstance(configured, str):
         if configured == "auto":
-            return Spread("single" if ranks == 1 else "ddp", ranks)
+            return Spread("single") if ranks == 1 else Spread("ddp", ranks, copies_gradients=True)
         if configured not in StrategyRegistry:
             raise ValueError(f"trainer.strategy is {configured!r}, which Lightning does not know.")
         entry = StrategyRegistry[configured]
@@ -143,7 +143,7 @@ def read_strategy(configured: Any, ranks: int) -> Spread:
             buckets=1 + bool(given["overlap_comm"]),
         )
     if issubclass(strategy, DDPStrategy):
-        return Spread("ddp", ranks)
+        return Spread("ddp", ranks, copies_gradients=not chosen.get("gradient_as_bucket_view"))
     if issubclass(strategy, SingleDeviceStrategy) and ranks == 1:
         return Spread("single")
     raise ValueError(

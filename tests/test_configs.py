@@ -57,7 +57,7 @@ def test_strategies_combine_with_experiments(monkeypatch: pytest.MonkeyPatch, na
         [f"--config={CONFIGS / experiment}", f"--config={CONFIGS / 'strategies' / name}"]
     )
     assert config.trainer.strategy is not None
-    expected = {"ddp.yaml": "ddp", "fsdp.yaml": "FSDP2", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
+    expected = {"ddp.yaml": "DDPStrategy", "fsdp.yaml": "FSDP2", "fsdp2.yaml": "FSDP2"}.get(name, "DeepSpeed")
     assert expected in str(config.trainer.strategy)
 
 

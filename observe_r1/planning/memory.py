@@ -145,7 +145,7 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         return {
             WEIGHTS: (counts.total - packed) * size + packed_bytes(packed),
             GRADIENTS: counts.trained * size,
-            BUCKETS: counts.trained * size if spread.kind == "ddp" else 0,
+            BUCKETS: counts.trained * size if spread.copies_gradients else 0,
             OPTIMIZER: kept,
             REFERENCE: 0 if far else reference * size,
         }, reference * size if far else 0

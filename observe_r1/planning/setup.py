@@ -28,6 +28,7 @@ class Spread:
         offload_parameters: Weights are, too.
         reduce_bucket: Elements of DeepSpeed's buffer for gradients on their way.
         buckets: Number of such buffers.
+        copies_gradients: DDP's buckets hold all gradients a second time.
     """
 
     kind: Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "single"
@@ -37,6 +38,7 @@ class Spread:
     offload_parameters: bool = False
     reduce_bucket: int = 0
     buckets: int = 1
+    copies_gradients: bool = False
 
     @property
     def parts(self) -> int:

@@ -115,7 +115,7 @@ def test_precision_and_devices_are_read_as_lightning_does(precision: Any, dtype:
     trainer = {**TRAINER, "precision": precision, "devices": "0,1", "num_nodes": 2}
     setup = read_setup(module, 8, trainer, PlanOptions(), "cuda")
     assert (setup.dtype, setup.compute_dtype) == (dtype, compute)
-    assert setup.spread == Spread("ddp", 4)
+    assert setup.spread == Spread("ddp", 4, copies_gradients=True)
     assert read_setup(module, 8, trainer, PlanOptions(devices=8, nodes=1), "cuda").spread.ranks == 8
 
 

@@ -46,7 +46,7 @@ BASE = (
 )
 ZERO = "--trainer.strategy=scripted.CPUDeepSpeed"
 STRATEGIES = {
-    "ddp": ("--trainer.strategy=ddp",),
+    "ddp": ("--trainer.strategy=DDPStrategy", "--trainer.strategy.gradient_as_bucket_view=true"),
     "fsdp2": ("--trainer.strategy=fsdp2",),
     "zero2": (ZERO, "--trainer.strategy.stage=2"),
     "zero3": (ZERO, "--trainer.strategy.stage=3"),
@@ -81,6 +81,10 @@ def run_steps(command_line: Callable[[Path], Any], directory: Path, *arguments: 
     metrics = max(directory.rglob("metrics.csv"))  # of the last version
     with metrics.open() as file:
         rows = list(csv.DictReader(file))
-    steps = [{name: float(row[name]) for name in FIGURES if name in row} for row in rows if row["train/loss"]]
+    steps, figures = [], {}  # those of a rollout are in a row before those of its steps
+    for row in rows:
+        figures |= {name: float(row[name]) for name in FIGURES if row.get(name)}
+        if row["train/loss"]:
+            steps.append(dict(figures))
     answered = [{name: float(row[name]) for name in ANSWERS} for row in rows if row.get("val/length")]
     return Run(directory, steps, answered, torch.load(directory / "weights.pt"))
