@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from observe_r1.atomic_files import intact
@@ -54,6 +55,7 @@ def export_checkpoint(checkpoint: str, output: str, pretrained: str | None = Non
     policy.save_pretrained(partial)
     load_processor(options.pretrained, PromptOptions(**entry["prompt"])).save_pretrained(partial)
     partial.rename(target)
+    Console(stderr=True).print(f"Wrote {output}, for transformers' from_pretrained and vLLM.", soft_wrap=True)
 
 
 def read_entry(path: Path) -> Mapping[str, Any]:

@@ -114,6 +114,8 @@ def quiet_lightning() -> None:
         disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # it looks for a state of the loader; ours is that of the data module
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
 
 

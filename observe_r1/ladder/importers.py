@@ -253,3 +253,4 @@ def _print_summary(report: ImportReport, output: Path, console: Console) -> None
         console.print("The samples keep the order of the input: no row has a difficulty, or `order` says so.")
     if report.skipped:
         console.print(f"Skipped rows are listed in {output / SKIPPED_FILE}.")
+    console.print(f"Next: observe-r1 audit {output}, then fit with --data.ladder {output}.", soft_wrap=True)
