@@ -180,9 +180,8 @@ def split_held_out(order: Sequence[int], count: int, seed: int = 0) -> tuple[lis
         ValueError: Nothing would remain, or the count is negative.
     """
     if not 0 <= count < max(len(order), 1):
-        raise ValueError(
-            f"cannot hold out {count} of {len(order)} samples; set holdout to 0 up to {max(len(order) - 1, 0)}"
-        )
+        most = max(len(order) - 1, 0)
+        raise ValueError(f"cannot hold out {count} of {len(order)} samples; set holdout to {most} or less")
     offset = random.Random(seed).random()
     chosen = {math.floor((number + offset) * len(order) / count) for number in range(count)}
     return (
