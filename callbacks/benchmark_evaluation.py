@@ -33,7 +33,7 @@ from observe_r1.evaluation.predictions import (
 )
 from observe_r1.evaluation.report import Marks, Report, report
 from observe_r1.module import ObserveR1
-from observe_r1.ranks import over_ranks
+from observe_r1.ranks import any_rank, over_ranks
 from observe_r1.rollout.base import SamplingOptions
 
 
@@ -170,7 +170,9 @@ class BenchmarkEvaluation(L.Callback):
                 mine += answered
         except Exception as raised:
             error = raised
-        if sum_over_ranks(trainer, error is not None):  # all ranks go on, or none: one alone would wait forever
+        if any_rank(
+            error is not None, trainer.strategy.root_device
+        ):  # all ranks go on, or none: one alone would wait forever
             self._fail(benchmark, error)
             return
         try:
@@ -247,14 +249,6 @@ class BenchmarkEvaluation(L.Callback):
         picture = draw_examples(pairs, f"{benchmark.name}, step {trainer.global_step}: {result.headline()}")
         Image.fromarray(picture).save(path)
         log_picture(trainer.loggers, f"{benchmark.name}/examples", picture, trainer.global_step)
-
-
-def sum_over_ranks(trainer: L.Trainer, count: int) -> int:
-    """The sum of a number of every rank."""
-    if trainer.world_size == 1:
-        return int(count)
-    mine = torch.tensor(float(count), device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(mine, reduce_op="sum"))
 
 
 def gather(mine: Sequence[Prediction]) -> list[Prediction]:

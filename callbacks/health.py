@@ -22,6 +22,7 @@ from observe_r1.health.rule import Rule
 from observe_r1.health.samples import FAILURES, SamplerMismatch, SkippedSamples, VerificationFailing, ZeroAdvantages
 from observe_r1.health.watch import Event, Watch
 from observe_r1.module import ObserveR1
+from observe_r1.ranks import sum_over_ranks
 
 STEP_FIGURES = tuple(
     f"train/{name}"
@@ -96,7 +97,7 @@ class Health(L.Callback):
         counted = self._counts(trainer, pl_module, experience)
         if "parity/mean" in experience.metrics:  # of each rank
             parity = torch.tensor([experience.metrics["parity/mean"], 1.0], dtype=torch.float64)
-            total, ranks = pl_module.sum_over_ranks(parity).tolist()
+            total, ranks = sum_over_ranks(parity, pl_module.device).tolist()
             counted["parity/mean"] = total / ranks
         experience.metrics["rollout/repeated"] = counted.pop("repeated") / counted.pop("completions")
         self._observe(trainer, pl_module, experience.metrics | counted)
@@ -133,7 +134,7 @@ class Health(L.Callback):
             "completions": texts.total(),
             "samples/drawn": len(experience.groups),
         }
-        added = module.sum_over_ranks(torch.tensor(list(mine.values()), dtype=torch.float64)).tolist()
+        added = sum_over_ranks(torch.tensor(list(mine.values()), dtype=torch.float64), module.device).tolist()
         counts = dict(zip(mine, added, strict=True)) | {"verdicts/all": float(sum(verdicts.values()))}
         counts |= {f"verdicts/{name}": float(verdicts.get(name, 0)) for name in FAILURES}
         data: Any = getattr(trainer, "datamodule", None)

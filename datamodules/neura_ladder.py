@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -22,7 +23,7 @@ from observe_r1.ladder.reader import LadderDataset
 from observe_r1.ladder.storage import RemoteOptions
 from observe_r1.metrics import level_of
 from observe_r1.module import ObserveR1
-from observe_r1.ranks import over_ranks
+from observe_r1.ranks import over_ranks, smallest_over_ranks, sum_over_ranks
 from observe_r1.redistribution import redistribute, redistribute_started
 
 
@@ -98,8 +99,9 @@ class NeuraLadderDataModule(L.LightningDataModule):
             left_over = samples % self.prompts_per_rollout
             left_over = left_over if left_over < world_size else 0
             stream = self._stream(self.ladder, self.order, samples - left_over, left_over)
-            stream.smallest_share = self._module.smallest_over_ranks
-            stream.sum_over_ranks = self._module.sum_over_ranks
+            device = self._trainer.strategy.root_device  # where the module is yet to be
+            stream.smallest_share = partial(smallest_over_ranks, device=device)
+            stream.sum_over_ranks = partial(sum_over_ranks, device=device)
             origin = {"data.order": self.order, "the number of samples": samples}
             origin |= {"the checksum of the ladder": self._dataset(self.ladder).fingerprint}
             origin |= {} if self.order == "ladder" else {"data.seed": self.seed}

@@ -28,7 +28,7 @@ from observe_r1.micro_batches import assemble_step, deal_steps, optimizer_steps
 from observe_r1.parcels import pack, unpack
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
-from observe_r1.ranks import exchange, over_ranks
+from observe_r1.ranks import exchange, over_ranks, rank, sum_over_ranks, world_size
 from observe_r1.rewards.combination import RewardCombination
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.scoring import has_advantage, score_groups
@@ -75,15 +75,6 @@ class FilteringOptions:
     def __post_init__(self) -> None:
         if self.max_refills < 0:
             raise ValueError(f"filtering.max_refills is {self.max_refills}: use 0 or more.")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What a rollout needs to know of the other ranks."""
-
-    rank: int = 0
-    world_size: int = 1
-    sum: Callable[[Tensor], Tensor] = lambda values: values  # of a tensor over all ranks
 
 
 class PromptSource(Protocol):
@@ -159,9 +150,9 @@ class RolloutCollector:
         except AttributeError as error:  # torch would take it for an attribute that the module lacks, and drop it
             raise RuntimeError(f"A reward or the rollout engine could not be set up: {error}") from error
 
-    def start(self, source: PromptSource, count: int, ranks: Ranks, weights_step: int) -> StartedRollout:
+    def start(self, source: PromptSource, count: int, weights_step: int) -> StartedRollout:
         """Draws the next `count` samples and has their completions sampled, with the weights the engine has now."""
-        seed = rollout_seed(self.seed, source.epoch, source.position, ranks.rank)
+        seed = rollout_seed(self.seed, source.epoch, source.position, rank())
         with self.clock.measure("data"):
             prompts = source.draw(count)
         with self.clock.measure("generate"):
@@ -169,7 +160,7 @@ class RolloutCollector:
             sampled = self.engine.begin(prompts, self.sampling, seed)
         return StartedRollout(prompts, sampled, count, weights_step)
 
-    def finish(self, rollout: StartedRollout, source: PromptSource, ranks: Ranks) -> CollectedGroups:
+    def finish(self, rollout: StartedRollout, source: PromptSource) -> CollectedGroups:
         """Waits for a started rollout and scores it; refills it, if that is asked for, with the same weights."""
         kept: list[PromptGroup] = []
         dropped: list[PromptGroup] = []
@@ -187,25 +178,24 @@ class RolloutCollector:
             kept += [group for group in scored if has_advantage(group)]
             dropped += [group for group in scored if not has_advantage(group)]
             counts = torch.tensor([len(scored), sum(map(has_advantage, scored))], dtype=torch.float64)
-            drawn, useful = ranks.sum(counts).tolist()
+            drawn, useful = self._over_ranks(counts).tolist()
             missing, refills = missing - int(useful), refills - 1
             if missing <= 0 or drawn == 0 or refills < 0:
                 break
-            rollout = self.start(source, missing, ranks, rollout.weights_step)
+            rollout = self.start(source, missing, rollout.weights_step)
         if kept:
             return CollectedGroups(kept, dropped, seconds)
         # a rank without any group would lose the others: one without advantage keeps it with them
         return CollectedGroups(dropped[:1], dropped[1:], seconds, counts=missing == asked_for)
 
-    def deal(self, collected: CollectedGroups, micro_batches: int, ranks: Ranks) -> Experience:
+    def deal(self, collected: CollectedGroups, micro_batches: int) -> Experience:
         """Deals groups out to the optimizer steps and fixes the log-probs they are compared with.
 
         Args:
             collected: By `finish`.
             micro_batches: Of one optimizer step.
-            ranks: This rank and the others.
         """
-        experience = self._dealt(collected, micro_batches, ranks)
+        experience = self._dealt(collected, micro_batches)
         steps = experience.steps
         distinct_steps = self.updates.steps_per_rollout
         if len(steps) > 1:
@@ -216,15 +206,15 @@ class RolloutCollector:
             with self.clock.measure("reference_logprobs"), at_hand:
                 store_logprobs(experience, "reference_logprobs", self._reference_logprobs, distinct_steps)
         experience.verdicts = dict(sum(over_ranks(self.rewards.take_counts()), Counter()))
-        experience.metrics = self._figures(experience, collected, ranks)
-        self._tokens_trained = sum(step.totals.forwarded_tokens for step in steps) / ranks.world_size
+        experience.metrics = self._figures(experience, collected)
+        self._tokens_trained = sum(step.totals.forwarded_tokens for step in steps) / world_size()
         return experience
 
-    def _dealt(self, collected: CollectedGroups, micro_batches: int, ranks: Ranks) -> Experience:
+    def _dealt(self, collected: CollectedGroups, micro_batches: int) -> Experience:
         """What each rank trains: the groups it sampled, or where ranks are balanced, those that the plan gives it."""
         groups, updates = collected.groups, self.updates
         cost, skips = self.policy.token_cost(), not self.needs_reference
-        if ranks.world_size == 1 or not updates.balance_ranks:
+        if world_size() == 1 or not updates.balance_ranks:
             steps = deal_steps(
                 groups,
                 steps=updates.steps_per_rollout,
@@ -232,15 +222,15 @@ class RolloutCollector:
                 micro_batches=micro_batches,
                 skip_zero_advantage=skips,
                 cost=cost,
-                sum_over_ranks=ranks.sum,
+                sum_over_ranks=self._over_ranks,
             )
             return Experience(groups, steps)
         with self.clock.measure("exchange"):
             works = [work_of(group, cost, skips) for group in groups if collected.counts]
             plan = deal(over_ranks(works), updates.steps_per_rollout, micro_batches)
-            parcels = [pack([groups[g] for g in sent]) for sent in plan.sent(ranks.rank)]
+            parcels = [pack([groups[g] for g in sent]) for sent in plan.sent(rank())]
             received = [group for parcel in exchange(parcels, self.policy.device) for group in unpack(parcel)]
-        steps = optimizer_steps(plan, ranks.rank, groups, plan.sums, micro_batches, cost)
+        steps = optimizer_steps(plan, rank(), groups, plan.sums, micro_batches, cost)
         return Experience(groups, steps * updates.epochs_per_rollout, received=received)
 
     def sample(
@@ -265,6 +255,9 @@ class RolloutCollector:
             score_groups(groups, self.rewards, self.advantage, self.filtering.overlong)
         return groups
 
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        return sum_over_ranks(values, self.policy.device)
+
     def _policy_logprobs(self, batch: MicroBatch) -> Tensor:
         output: TokenLogprobs = self.policy(batch.to(self.policy.device).slices, self.sampling.temperature)
         return output.logprobs
@@ -276,16 +269,16 @@ class RolloutCollector:
         output: TokenLogprobs = self.reference(batch.to(self.policy.device).slices, self.sampling.temperature)
         return output.logprobs
 
-    def _figures(self, experience: Experience, collected: CollectedGroups, ranks: Ranks) -> dict[str, float]:
+    def _figures(self, experience: Experience, collected: CollectedGroups) -> dict[str, float]:
         """What is logged about the rollout, over all ranks; times are this rank's, since the rollout before.
 
         `seconds/train` is of the rollout before: this one has yet to be trained on.
         """
         groups = [*experience.groups, *collected.passed_over]
         sums = rollout_sums(groups)
-        sums["rollout/refilled_groups"] = (float(len(collected.passed_over)), 1.0 / ranks.world_size)
+        sums["rollout/refilled_groups"] = (float(len(collected.passed_over)), 1.0 / world_size())
         sums["speed/generated_tokens"] = (float(sum(len(c) for g in groups for c in g.completions)), 1.0)
-        added = ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        added = self._over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         figures = {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
         seconds = dict(self.clock.last)
         # sampling may have gone on beside training: `seconds/generate` is what was waited for

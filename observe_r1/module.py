@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import is_well_formed
 from observe_r1.checkpoint import ENTRY, check_entry, drop_frozen, restore_frozen
-from observe_r1.collection import FilteringOptions, PromptSource, Ranks, RolloutCollector, UpdateOptions, rollout_seed
+from observe_r1.collection import FilteringOptions, PromptSource, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
 from observe_r1.loading import PolicyOptions, load_processor
@@ -197,13 +197,13 @@ class ObserveR1(L.LightningModule):
         """
         rollout = ahead.popleft() if ahead else self._start_rollout(source, count)
         with self._inference():
-            collected = self.collector.finish(rollout, source, self._ranks)
+            collected = self.collector.finish(rollout, source)
         if not collected.groups:
             return None
         if len(ahead) < self.engine.async_steps and not source.exhausted:
             ahead.append(self._start_rollout(source, count))
         with self._inference():
-            experience = self.collector.deal(collected, self.trainer.accumulate_grad_batches, self._ranks)
+            experience = self.collector.deal(collected, self.trainer.accumulate_grad_batches)
         experience.metrics["rollout/steps_behind"] = float(self.trainer.global_step - rollout.weights_step)
         self.verdicts["train"].update(experience.verdicts)
         self.rollout_figures = experience.metrics
@@ -215,7 +215,7 @@ class ObserveR1(L.LightningModule):
     def _start_rollout(self, source: PromptSource, count: int) -> StartedRollout:
         self.call_callbacks("on_rollout_start")
         with self._inference():
-            return self.collector.start(source, count, self._ranks, self.trainer.global_step)
+            return self.collector.start(source, count, self.trainer.global_step)
 
     def call_callbacks(self, hook: str, *arguments: Any) -> None:
         """Calls `hook(trainer, module, ...)` on every callback that has it."""
@@ -260,24 +260,6 @@ class ObserveR1(L.LightningModule):
         """The loader runs with gradient and outside of Lightning's autocast."""
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
-
-    @property
-    def _ranks(self) -> Ranks:
-        return Ranks(self.global_rank, self.trainer.world_size, self.sum_over_ranks)
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """A tensor added up over all ranks."""
-        if self.trainer.world_size == 1:
-            return values
-        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced.cpu()
-
-    def smallest_over_ranks(self, number: int) -> int:
-        """Minimum of a number over all ranks."""
-        if self.trainer.world_size == 1:
-            return number
-        return int(self.trainer.strategy.reduce(torch.tensor(float(number), device=self.device), reduce_op="min"))
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 

@@ -26,13 +26,32 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the CPU, added up over all ranks."""
+    if world_size() == 1:
+        return values
+    added = values.to(device, copy=True)
+    dist.all_reduce(added)
+    return added.cpu()
+
+
 def largest_over_ranks(number: int, device: torch.device) -> int:
     """Maximum of a number over all ranks."""
-    if not dist.is_initialized():
+    if world_size() == 1:
         return number
     value = torch.tensor(number, device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return int(value)
+
+
+def smallest_over_ranks(number: int, device: torch.device) -> int:
+    """Minimum of a number over all ranks."""
+    return -largest_over_ranks(-number, device)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -42,9 +61,9 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def over_ranks(value: Any) -> list[Any]:
     """What every rank gives, on all of them."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 

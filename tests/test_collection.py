@@ -13,7 +13,7 @@ from PIL import Image
 
 from observe_r1.advantages import AdvantageOptions
 from observe_r1.answers import Gold
-from observe_r1.collection import FilteringOptions, Ranks, RolloutCollector, UpdateOptions, rollout_seed
+from observe_r1.collection import FilteringOptions, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import Completion, EncodedPrompt, GroupSlice, Prompt, PromptGroup
 from observe_r1.experience_state import from_state, to_state
@@ -105,10 +105,9 @@ MIXED, RIGHT, WRONG = ("3", "3", "9", "9"), ("3",) * 4, ("9",) * 4
 
 
 def collect(collector: RolloutCollector, source: Questions, count: int = 2, micro_batches: int = 1) -> Any:
-    ranks = Ranks()
     with torch.no_grad():
-        collected = collector.finish(collector.start(source, count, ranks, weights_step=0), source, ranks)
-        return collector.deal(collected, micro_batches, ranks) if collected.groups else None
+        collected = collector.finish(collector.start(source, count, weights_step=0), source)
+        return collector.deal(collected, micro_batches) if collected.groups else None
 
 
 def test_scores_match_the_recipe_computed_by_hand(policy: Policy, encoder: PromptEncoder) -> None:
