@@ -68,7 +68,9 @@ def report_of(error: BaseException) -> str | None:
     while cause is not None:
         mine = _from_user_code(cause.__traceback__)
         if mine is not None:
-            return "your code raised\n" + "".join(traceback.format_exception(type(cause), cause, mine)).rstrip()
+            about = None if cause is error else _sentence(error)  # what it was raised for
+            told = "".join(traceback.format_exception(type(cause), cause, mine)).rstrip()
+            return "\n".join([*([] if about is None else [about]), "your code raised", told])
         cause = cause.__cause__ or cause.__context__
     message = _sentence(error)
     if message is None:
