@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -23,6 +23,7 @@ from observe_r1.health.samples import FAILURES, SamplerMismatch, SkippedSamples,
 from observe_r1.health.watch import Event, Watch
 from observe_r1.module import ObserveR1
 from observe_r1.ranks import sum_over_ranks
+from observe_r1.strategies import engine_gradient_norm
 
 STEP_FIGURES = tuple(
     f"train/{name}"
@@ -112,10 +113,17 @@ class Health(L.Callback):
         self._last_step = trainer.global_step
         logged = trainer.callback_metrics
         figures = {name: float(logged[name]) for name in STEP_FIGURES if name in logged}
+        norm = engine_gradient_norm(trainer.strategy)  # DeepSpeed's is logged after this
+        if norm is not None:
+            figures["train/gradient_norm"] = float(norm)
         if trainer.precision == "16-mixed" and not math.isfinite(figures.get("train/gradient_norm", 0.0)):
             del figures["train/gradient_norm"]  # how the loss scale is found: such steps are left out
         self._observe(trainer, pl_module, figures)
         if self._stopping is not None:
+            self._stop(trainer, self._stopping)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._stopping is not None:  # since the last validation
             self._stop(trainer, self._stopping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -156,21 +164,25 @@ class Health(L.Callback):
     def _stop(self, trainer: L.Trainer, event: Event) -> None:
         """Ends the run after an optimizer step, on all ranks, with a checkpoint of it unless its weights are lost."""
         text = f"{event.headline}: {event.evidence}. The run ends because model.on_sick is stop."
-        if event.name != NonFinite.name:
-            path = (run_directory(trainer) or Path(trainer.default_root_dir)) / "checkpoints" / "sick.ckpt"
+        directory = run_directory(trainer)
+        if event.name != NonFinite.name and directory is not None:
+            path = directory / "checkpoints" / "sick.ckpt"
             trainer.save_checkpoint(path)
             text += f" To go on from here, with other settings: --ckpt_path {path}. It stops for other sicknesses only."
-        else:
+        elif directory is not None:
             text += " Its weights are lost and were not saved: go on from an earlier checkpoint."
         raise SickRun(text)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"watch": self.watch.state_dict(), "last_step": self._last_step, "skipped": self._skipped}
+        stopping = None if self._stopping is None else asdict(self._stopping)
+        watched = {"watch": self.watch.state_dict(), "last_step": self._last_step, "skipped": self._skipped}
+        return {**watched, "stopping": stopping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.watch.load_state_dict(state_dict["watch"])
         self._last_step = state_dict["last_step"]
         self._skipped = state_dict["skipped"]
+        self._stopping = None if state_dict["stopping"] is None else Event(**state_dict["stopping"])
 
 
 def tell(trainer: L.Trainer, event: Event) -> None:

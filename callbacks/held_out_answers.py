@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.saved_completions import save_completions
@@ -43,6 +44,8 @@ class HeldOutAnswers(L.Callback):
         all_batches = int(sum(trainer.num_val_batches))
         is_partial = trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches
         if is_partial or self.run_directory is None or not trainer.is_global_zero or not outputs:
+            return
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         # by number of the batch, because no rank knows how many questions there are
         wanted = Counter(number * all_batches // self.questions for number in range(self.questions))[batch_idx]

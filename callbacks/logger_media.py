@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def log_picture(loggers: Iterable[Logger], name: str, picture: npt.NDArray[np.ui
             logger.log_image(name, [picture], step=step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, picture, key=name, step=step, synchronous=True)
-        elif logger not in _told:
+        elif logger not in _told and not isinstance(logger, DummyLogger):  # of a `fast_dev_run`
             _told.add(logger)
             rank_zero_info(f"{type(logger).__name__} shows no pictures; they are in the run directory.")
 

@@ -59,6 +59,8 @@ class Preemption(L.Callback):
         # between micro-batches of a step, its gradients would be lost
         if not batch.content.last_of_step or not any_rank(self.received is not None, pl_module.device):
             return
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            return  # the training ends by itself
         path = self.checkpoint_path(trainer)
         trainer.save_checkpoint(path)
         name = "a signal to another rank" if self.received is None else self.received.name
@@ -66,12 +68,12 @@ class Preemption(L.Callback):
         # Lightning kills all ranks of a node when one that it started fails, also the one whose exit code counts
         raise Preempted(0 if is_started_by_rank() else EXIT_CODE)
 
-    def checkpoint_path(self, trainer: L.Trainer) -> Path:
+    def checkpoint_path(self, trainer: L.Trainer) -> str:
         """Where `--ckpt_path last` looks for it."""
         saving = trainer.checkpoint_callback
         if isinstance(saving, ModelCheckpoint) and saving.dirpath is not None:
-            return Path(saving.dirpath) / f"{saving.CHECKPOINT_NAME_LAST}{saving.FILE_EXTENSION}"
-        return Path(self.run_directory or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            return f"{saving.dirpath}/{saving.CHECKPOINT_NAME_LAST}{saving.FILE_EXTENSION}"  # maybe a URL
+        return str(Path(self.run_directory or trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.restore_handlers()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from observe_r1.callbacks.logger_media import log_config
 from observe_r1.callbacks.run_directory import run_directory
+from observe_r1.masking import masked
 
 
 class RunConfig(SaveConfigCallback):
@@ -25,5 +28,7 @@ class RunConfig(SaveConfigCallback):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         path = str(self.directory / self.config_filename)
+        if stage != "fit" and Path(path).exists():  # of the training whose directory this is
+            return
         self.parser.save(self.config, path, skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
-        log_config(trainer.loggers, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        log_config(trainer.loggers, masked(yaml.safe_load(self.parser.dump(self.config, skip_none=False))))

@@ -37,6 +37,10 @@ class RunSummary(L.Callback):
         self.started = time.time()
         self.run_directory = run_directory(trainer)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.run_directory is not None:  # an earlier part of the run may have left one
+            (self.run_directory / "summary.json").unlink(missing_ok=True)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ObserveR1)
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
@@ -75,9 +79,10 @@ class RunSummary(L.Callback):
     def content(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> dict[str, Any]:
         """What is written."""
         assert isinstance(module, ObserveR1)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(trainer, "datamodule", None)
+        reads_ladder = hasattr(data, "skipped")
         # adds up over ranks, and after an exception the others may be gone
-        skipped = data.skipped() if status == "finished" or trainer.world_size == 1 else {}
+        skipped = data.skipped() if reads_ladder and (status == "finished" or trainer.world_size == 1) else {}
         before = next((v for v in self.validations if v["step"] == 0), None)
         after = next((v for v in reversed(self.validations) if v["step"] == trainer.global_step > 0), None)
         health = first_of(trainer, Health)
@@ -93,7 +98,7 @@ class RunSummary(L.Callback):
             "seconds": {"total": round(self._seconds(), 2)}
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
             "skipped": skipped,
-            "shards_with_problems": data.shard_problems(),
+            "shards_with_problems": data.shard_problems() if reads_ladder else {},
             "health": [] if health is None else health.watch.warnings(),
             "verdicts": {split: dict(counts) for split, counts in module.verdicts.items()},
             "versions": versions(),

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from observe_r1.ranks import any_rank
+from observe_r1.ranks import any_rank, over_ranks
 from observe_r1.strategies import FSDP2
 
 
@@ -23,6 +23,14 @@ class SharedCheckpoints(L.Callback):
 
     patience = 60.0  # seconds; what a network file system knows of a directory may be that old
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        found = set(over_ranks(str(trainer.ckpt_path)))
+        if len(found) > 1:
+            raise ValueError(
+                f"ckpt_path is not the same for all ranks: {', '.join(sorted(found))}. Keep checkpoints on a disk that "
+                "all nodes share, or name the file."
+            )
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         strategy = trainer.strategy
         writes_parts = isinstance(strategy, DeepSpeedStrategy) or (
@@ -30,7 +38,8 @@ class SharedCheckpoints(L.Callback):
         )
         if trainer.num_nodes == 1 or not writes_parts:
             return
-        for directory in {str(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)}:
+        directories = {str(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)}
+        for directory in (directory for directory in directories if "://" not in directory):
             marker = Path(directory) / strategy.broadcast(f".shared-{uuid.uuid4().hex}")
             if trainer.is_global_zero:
                 marker.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.terminal import optimizer_steps, show, tensorboard
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
+from observe_r1.quantization import full_shape_and_dtype, is_quantized
 
 ON_SICK = {"warn": "warns of sick patterns", "stop": "stops when it is sick", "ignore": "nobody looks at it"}
 
@@ -51,7 +52,7 @@ def rows(trainer: L.Trainer, module: ObserveR1, directory: Path | None) -> dict[
 
 def model(module: ObserveR1) -> str:
     parameters = list(module.policy.parameters())
-    total, trained = (sum(map(size, some)) for some in (parameters, [p for p in parameters if p.requires_grad]))
+    total, trained = (sum(map(numbers, some)) for some in (parameters, [p for p in parameters if p.requires_grad]))
     reference = "reference: a frozen copy" if module.reference is not None else "no reference"
     if module.kl.coefficient > 0 and module.reference is None:
         reference = "reference: the model without its adapters"
@@ -118,6 +119,11 @@ def devices(trainer: L.Trainer) -> str:
     nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
     strategy = type(trainer.strategy).__name__.removesuffix("Strategy")
     return f"{trainer.world_size} × {name}{nodes}, {strategy}, precision {trainer.precision}"
+
+
+def numbers(parameter: torch.nn.Parameter) -> int:
+    """Numbers of a parameter, also where two of them are packed in one element."""
+    return full_shape_and_dtype(parameter)[0].numel() if is_quantized(parameter) else size(parameter)
 
 
 def size(parameter: torch.nn.Parameter) -> int:

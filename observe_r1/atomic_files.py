@@ -60,8 +60,8 @@ def replaced_directory(path: Path, is_first: bool, barrier: Callable[[], None]) 
         raise not_written(path, error) from error
     barrier()
     if is_first:
-        remove(previous)
-        if path.exists():
+        if path.exists() or path.is_symlink():
+            remove(previous)  # not before: after a crash it may be all there is
             path.rename(previous)
         partial.rename(path)
         remove(previous)
@@ -77,7 +77,7 @@ def intact(path: str | os.PathLike[str]) -> Path:
 
 def remove(path: Path) -> None:
     """A file or a directory, where there is one."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def check_requested(arguments: Sequence[str]) -> None:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, value = argument.partition("=")
         path = value if equals else following
-        if option == "--ckpt_path" and path not in LIGHTNINGS_OWN:
+        if option == "--ckpt_path" and path not in LIGHTNINGS_OWN and "://" not in path:
             check_file(path)
 
 

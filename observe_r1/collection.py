@@ -24,7 +24,7 @@ from observe_r1.experience import (
 )
 from observe_r1.logprobs import TokenLogprobs
 from observe_r1.metrics import rollout_sums
-from observe_r1.micro_batches import assemble_step, deal_steps, optimizer_steps
+from observe_r1.micro_batches import assemble_step, optimizer_steps
 from observe_r1.parcels import pack, unpack
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
@@ -214,19 +214,12 @@ class RolloutCollector:
         """What each rank trains: the groups it sampled, or where ranks are balanced, those that the plan gives it."""
         groups, updates = collected.groups, self.updates
         cost, skips = self.policy.token_cost(), not self.needs_reference
+        works = [work_of(group, cost, skips) for group in groups if collected.counts]
         if world_size() == 1 or not updates.balance_ranks:
-            steps = deal_steps(
-                groups,
-                steps=updates.steps_per_rollout,
-                epochs=updates.epochs_per_rollout,
-                micro_batches=micro_batches,
-                skip_zero_advantage=skips,
-                cost=cost,
-                sum_over_ranks=self._over_ranks,
-            )
-            return Experience(groups, steps)
+            plan = deal([works], updates.steps_per_rollout, micro_batches)
+            steps = optimizer_steps(plan, 0, groups, self._over_ranks(plan.sums), micro_batches, cost)
+            return Experience(groups, steps * updates.epochs_per_rollout)
         with self.clock.measure("exchange"):
-            works = [work_of(group, cost, skips) for group in groups if collected.counts]
             plan = deal(over_ranks(works), updates.steps_per_rollout, micro_batches)
             parcels = [pack([groups[g] for g in sent]) for sent in plan.sent(rank())]
             received = [group for parcel in exchange(parcels, self.policy.device) for group in unpack(parcel)]
@@ -285,7 +278,7 @@ class RolloutCollector:
         figures["speed/generated_tokens_per_second"] = (
             figures.pop("speed/generated_tokens") / collected.sampling_seconds
         )
-        if seconds.get("train"):
+        if self._tokens_trained and seconds.get("train"):  # not known of a rollout that a resumed run went on with
             figures["speed/trained_tokens_per_second"] = self._tokens_trained / seconds["train"]
         self.clock.restart()
         return figures | {f"seconds/{phase}": value for phase, value in seconds.items()}

@@ -77,7 +77,7 @@ def plan(arguments: Sequence[str]) -> None:
     cli = PlanCLI(run=False)
     try:
         made = plan(cli.model, cli.datamodule, cli.trainer_options, cli.config_init.plan)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"observe-r1 plan: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(made.exit_code)

@@ -16,6 +16,7 @@ from observe_r1.checkpoint import ENTRY, check_file, unsaved
 from observe_r1.encoding import PromptOptions
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
 from observe_r1.policy import Policy
+from observe_r1.quantization import unpack_to
 
 FSDP2_ENTRY = "meta.pt"  # Lightning's names
 DEEPSPEED_TAG = "checkpoint"
@@ -49,6 +50,7 @@ def export_checkpoint(checkpoint: str, output: str, pretrained: str | None = Non
     _fill(policy, source)
     wanted = policy.model.config.dtype if dtype == "auto" else getattr(torch, dtype)
     policy.to(wanted or torch.float32)
+    unpack_to(policy, wanted or torch.float32)
     partial = target.with_name(target.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)

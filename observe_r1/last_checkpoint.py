@@ -25,6 +25,9 @@ def find_last(trainer: L.Trainer) -> str | None:
             "ckpt_path is last, but no callback saves checkpoints: add lightning.pytorch.callbacks.ModelCheckpoint "
             "with save_last: true, or name a file."
         )
+    behind_url = next((str(c.dirpath) for c in callbacks if "://" in str(c.dirpath)), None)
+    if behind_url is not None:
+        raise ValueError(f"ckpt_path is last, and checkpoints are saved behind the URL {behind_url}: name the file.")
     last: dict[Path, float] = {}  # with the time when it was written
     others: dict[Path, float] = {}
     for callback in callbacks:

@@ -92,6 +92,8 @@ class ObserveR1CLI(LightningCLI):
         options = self.config_init[self.subcommand]
         if options.ckpt_path == "last":
             options.ckpt_path = find_last(self.trainer)
+            if options.ckpt_path is None and self.subcommand != "fit":
+                raise ValueError("ckpt_path is last, and no run of this experiment has saved anything: name a file.")
             self.config[self.subcommand].ckpt_path = options.ckpt_path  # as config.yaml keeps it
 
     before_validate = before_test = before_predict = before_fit

@@ -28,8 +28,9 @@ class OffloadedWeights:
         for part in module.modules():
             for name, buffer in part.named_buffers(recurse=False):
                 part._buffers[name] = buffer.to(device)
-        self._home = {parameter: _pinned(parameter.data, device) for parameter in module.parameters()}
-        self._send_home(self._home)
+        self._home: dict[nn.Parameter, Tensor] = {}
+        for parameter in module.parameters():  # one at a time: there is no memory for all of them twice
+            self._home[parameter] = parameter.data = _pinned(parameter.data, device)
         inside = {parameter for block in blocks for parameter in block.parameters()}
         self._outside = [parameter for parameter in self._home if parameter not in inside]
         for block in blocks:

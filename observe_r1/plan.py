@@ -51,7 +51,7 @@ def plan(module: ObserveR1, data: Any, trainer: dict[str, Any], options: PlanOpt
         ValueError: The run could not be started, or the model's config is nowhere.
     """
     console = Console()
-    device = device_of(options, str(trainer["accelerator"]), this_gpu())
+    device = device_of(options, str(trainer["accelerator"]), this_gpu)
     setup = read_setup(module, data.prompts_per_rollout, trainer, options, device.kind)
     columns = SpinnerColumn(), TextColumn("rehearsing without weights: {task.description}")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

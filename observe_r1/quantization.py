@@ -78,6 +78,12 @@ def dequantized(weight: Tensor) -> Tensor:
     return full
 
 
+def unpack_to(model: nn.Module, dtype: torch.dtype) -> None:
+    """From now on `dequantized` gives weights in this dtype. `nn.Module.to` does not reach what they are packed in."""
+    for weight in filter(is_quantized, model.parameters()):
+        weight.quant_state.dtype = dtype  # type: ignore[attr-defined]
+
+
 def is_quantized(weight: Tensor) -> bool:
     """It holds two numbers in a byte, and its shape says nothing."""
     return getattr(weight, "quant_state", None) is not None

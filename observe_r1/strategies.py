@@ -45,6 +45,8 @@ class FSDP2(ModelParallelStrategy):
         self, ranks_per_replica: int | None = None, save_distributed_checkpoint: bool = True, **options: Any
     ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
+        if ranks_per_replica is not None and ranks_per_replica < 1:
+            raise ValueError(f"FSDP2: ranks_per_replica is {ranks_per_replica}: use 1 or more, or null for all ranks.")
         self.ranks_per_replica = ranks_per_replica
         self._writers: dist.ProcessGroup | None = None  # all ranks, when they write beside the training
 

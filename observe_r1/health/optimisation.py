@@ -131,9 +131,12 @@ class GradientSpikes(Rule):
         )
 
 
+NUMBERS = ("train/loss", "train/kl", "train/gradient_norm")
+
+
 @dataclass(frozen=True)
 class NonFinite(Rule):
-    """A loss or gradient norm that is nan or infinite: weights that were updated with it are lost."""
+    """A loss, KL or gradient norm that is nan or infinite: weights that were updated with it are lost."""
 
     name: ClassVar[str] = "non_finite"
     advice: ClassVar[str] = (
@@ -143,7 +146,7 @@ class NonFinite(Rule):
     after: int = 1
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        found = {name: figures[name] for name in ("train/loss", "train/gradient_norm") if name in figures}
+        found = {name: figures[name] for name in NUMBERS if name in figures}
         wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
         if not found:
             return None

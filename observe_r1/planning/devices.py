@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -86,15 +87,35 @@ def find_device(name: str, memory_gb: float | None = None) -> Device:
     )
 
 
-def this_gpu() -> str | None:
-    """Name in `DEVICES` of the GPU of this machine; None where there is none, or one that is not listed."""
+def this_gpu() -> Device | None:
+    """The GPU of this machine, with the memory it has; None where there is none.
+
+    Raises:
+        ValueError: Its speed is not listed.
+    """
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    said = properties.name.lower().replace(" ", "-")
-    fitting = [device for device in DEVICES.values() if device.name.removesuffix("-40gb").removesuffix("-80gb") in said]
-    closest = min(fitting, key=lambda device: abs(device.memory - properties.total_memory), default=None)
-    return None if closest is None else closest.name
+    return listed_gpu(properties.name, properties.total_memory)
+
+
+def listed_gpu(name: str, memory: int) -> Device:
+    """The GPU that calls itself `name`, with `memory` bytes; see `this_gpu`."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    fitting = [device for device in DEVICES.values() if _is_called(device.name, words)]
+    if not fitting:
+        raise ValueError(
+            f"This machine's GPU is {name}, which is not listed: give --plan.device, the one of {', '.join(DEVICES)} "
+            f"that is most like it, and --plan.device_memory_gb {memory / 1e9:.0f}."
+        )
+    closest = min(fitting, key=lambda device: abs(device.memory - memory))
+    return replace(closest, memory=memory)
+
+
+def _is_called(listed: str, words: list[str]) -> bool:
+    """All parts of the listed name in their order, as whole words; its memory aside."""
+    parts = [part for part in listed.split("-") if not part.endswith("gb")]
+    return any(words[start : start + len(parts)] == parts for start in range(len(words)))
 
 
 def this_cpu() -> Device:

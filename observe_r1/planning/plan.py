@@ -135,14 +135,16 @@ def write_json(plan: Plan, path: str) -> None:
     Path(path).write_text(json.dumps(plan.as_json(), indent=1) + "\n")
 
 
-def device_of(options: PlanOptions, accelerator: str, gpu: str | None) -> Device:
+def device_of(options: PlanOptions, accelerator: str, gpu: Callable[[], Device | None]) -> Device:
     """The device to plan for.
 
     Args:
         accelerator: Of the trainer.
-        gpu: Name of this machine's, if it has one that is known.
+        gpu: Finds this machine's; not asked where another device is named.
     """
-    name = options.device
-    if name is None and (accelerator == "cpu" or (accelerator == "auto" and gpu is None)):
-        name = "cpu"
-    return find_device(name or gpu or "h100", options.device_memory_gb)
+    name = options.device or ("cpu" if accelerator == "cpu" else None)
+    here = gpu() if name is None else None
+    if here is not None and options.device_memory_gb is None:
+        return here
+    missing = "cpu" if accelerator == "auto" else "h100"
+    return find_device(name or (missing if here is None else here.name), options.device_memory_gb)

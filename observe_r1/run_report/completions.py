@@ -80,15 +80,21 @@ def read_completions(directories: Sequence[Path], resumed: Sequence[int]) -> Com
     found.saved_rollouts = len(steps)
     chosen = spread(steps, MOST_ROLLOUTS)
     groups: dict[int, dict[str, Question]] = defaultdict(dict)
+    before = -1
     for row, directory in _rows(parts, TRAINING, Completions()):
         step = int(row["step"])
+        for again in [later for later in groups if step < before and later >= step]:
+            del groups[again]  # trained once more, after a resume in the same directory
+        before = step
         if step in chosen:
             _question(groups[step], row, directory).answers.append(_answer(row))
     for step in chosen:
         found.rollouts.append((step, sorted(groups[step].values(), key=_interest)[:GROUPS_PER_ROLLOUT]))
     followed: dict[str, Question] = {}
     for row, directory in _rows(parts, HELD_OUT, found):
-        _question(followed, row, directory).answers.append(_answer(row))
+        question = _question(followed, row, directory)
+        question.answers[:] = [answer for answer in question.answers if answer.step < int(row["step"])]
+        question.answers.append(_answer(row))
     # first those to which the answers changed
     changed = sorted(followed.values(), key=lambda question: question.pass_rate in (0.0, 1.0))
     found.followed = changed[:MOST_QUESTIONS]

@@ -1,4 +1,4 @@
-"""The config of a run: without what is secret, and against the shipped config that it comes from."""
+"""The config of a run against the shipped config that it comes from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from typing import Any
 
 import yaml
 
-SECRET = re.compile(
-    r"(?im)^(\s*(?:-\s+)?[\w.-]*(?:api_?key|server_?key|password|secret|auth_?token|hf_token)\s*:\s+)(?!null\b)\S.*$"
-)
-IN_ADDRESS = re.compile(r"(\w+://[^\s/:@]+:)[^\s/@]+@")  # user:password@host
 IGNORED = re.compile(
     r"^(seed_everything|trainer\.logger|data\.init_args\.(ladder|held_out|directory))\b"
 )  # of no recipe
@@ -26,11 +22,6 @@ class Comparison:
 
     name: str
     differences: list[tuple[str, str, str]]  # option, shipped, here
-
-
-def without_secrets(text: str) -> str:
-    """The YAML text with passwords and keys left out."""
-    return IN_ADDRESS.sub(r"\1…@", SECRET.sub(r"\1…", text))
 
 
 def compare(config: dict[str, Any]) -> Comparison | None:

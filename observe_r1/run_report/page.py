@@ -16,7 +16,7 @@ from observe_r1.html_page import frame
 from observe_r1.run_report.benchmarks import read_benchmarks
 from observe_r1.run_report.charts import Chart, line_chart, number, stacked_chart
 from observe_r1.run_report.completions import read_completions, spread
-from observe_r1.run_report.config import compare, without_secrets
+from observe_r1.run_report.config import compare
 from observe_r1.run_report.pictures import Pictures
 from observe_r1.run_report.run import Run, steps_done
 from observe_r1.run_report.scalars import Series
@@ -120,7 +120,7 @@ def page(run: Run, now: float | None = None) -> str:
         benchmarks=benchmarks,
         shares=_shares(run.summary.get("seconds")),
         comparison=compare(run.config),
-        config_text=without_secrets(run.config_text),
+        config_text=run.config_text,
         missing=missing,
         open_questions=OPEN_QUESTIONS,
         wide=WIDE_PICTURE,

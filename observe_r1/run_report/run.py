@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from observe_r1.masking import masked, masked_text
 from observe_r1.run_report.scalars import EVENT_FILES, TABLE, Scalars, read_scalars
 
 CONFIG, SUMMARY, COMPLETIONS = "config.yaml", "summary.json", "completions"
@@ -96,7 +97,10 @@ def _config(directory: Path, missing: list[str]) -> tuple[str, dict[str, Any]]:
     except yaml.YAMLError as error:
         missing.append(f"Config: {CONFIG} is no YAML ({type(error).__name__}); it is shown as it is.")
         config = None
-    return text, config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return masked_text(text), {}
+    shown: dict[str, Any] = masked(config)
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), shown
 
 
 def _summary(directory: Path, missing: list[str]) -> dict[str, Any]:
@@ -117,7 +121,8 @@ def _summary(directory: Path, missing: list[str]) -> dict[str, Any]:
         return {}
     odd = [name for name, depth in TABLES.items() if name in summary and not _is_table(summary[name], depth)]
     missing += [f"Summary: {name} is not as RunSummary writes it." for name in odd]
-    return {name: value for name, value in summary.items() if name not in odd}
+    found: dict[str, Any] = masked({name: value for name, value in summary.items() if name not in odd})
+    return found
 
 
 def _is_table(value: Any, depth: int) -> bool:

@@ -51,6 +51,8 @@ def read_scalars(directories: Sequence[Path]) -> Scalars:
             continue
         found.last_written = max(source.stat().st_mtime, found.last_written or 0.0)
         first = min(min(values) for values in points.values())
+        if merged and all(name.startswith("val/") for name in points):
+            continue  # a later `validate` in the same directory
         if merged:
             found.resumed.append(first)
             for earlier in merged.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from observe_r1.loading import PolicyOptions
 from observe_r1.module import ObserveR1
 from observe_r1.plan import read_setup, read_strategy
+from observe_r1.planning.devices import find_device, listed_gpu
 from observe_r1.planning.options import PlanOptions
 from observe_r1.planning.plan import make_plan
 from observe_r1.planning.setup import Spread
@@ -135,3 +137,26 @@ def test_a_plan_is_readable_in_a_hundred_columns(looked_at: bool) -> None:
     assert any("Fits: " in line for line in lines)
     if not looked_at:
         assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("called", "memory", "listed"),
+    [
+        ("NVIDIA H100 80GB HBM3", 85_017_493_504, "h100"),
+        ("NVIDIA H100 NVL", 100_000_000_000, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 42_298_834_944, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 85_051_572_224, "a100-80gb"),
+        ("NVIDIA L40S", 47_697_362_944, "l40s"),
+        ("NVIDIA GeForce RTX 4090", 25_386_352_640, "rtx-4090"),
+        ("NVIDIA RTX 6000 Ada Generation", 50_000_000_000, "rtx-6000-ada"),
+        ("NVIDIA L40", 47_000_000_000, None),
+        ("NVIDIA RTX A1000 Laptop GPU", 4_000_000_000, None),
+        ("NVIDIA GH200 480GB", 101_000_000_000, None),
+    ],
+)
+def test_this_machine_s_gpu_is_known_by_whole_words(called: str, memory: int, listed: str | None) -> None:
+    if listed is None:
+        with pytest.raises(ValueError, match=r"is not listed: give --plan\.device"):
+            listed_gpu(called, memory)
+    else:
+        assert listed_gpu(called, memory) == dataclasses.replace(find_device(listed), memory=memory)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
+from observe_r1.masking import masked, masked_text
 from observe_r1.run_report.charts import MOST_POINTS, line_chart, thin
-from observe_r1.run_report.config import compare, without_secrets
+from observe_r1.run_report.config import compare
 from observe_r1.run_report.page import page
 from observe_r1.run_report.pictures import Pictures
 from observe_r1.run_report.report import report_run
@@ -324,8 +325,23 @@ def test_pictures_are_bounded(tmp_path: Path) -> None:
 
 def test_secrets_are_left_out() -> None:
     text = "a: 1\n  api_key: abc\nmax_new_tokens: 5\nuri: http://me:pass@host/x\n- password: 'x y'\nhf_token: null\n"
-    shown = without_secrets(text)
-    assert shown == "a: 1\n  api_key: …\nmax_new_tokens: 5\nuri: http://me:…@host/x\n- password: …\nhf_token: null\n"
+    shown = masked_text(text)
+    assert shown == "a: 1\n  api_key: …\nmax_new_tokens: 5\nuri: http://…@host/x\n- password: …\nhf_token: null\n"
+    config = {
+        "data": {
+            "ladder": "https://bob:hunter2@host/l?sig=abc",
+            "remote": {"storage_options": {"user": ["abc"], "n": 3}},
+        },
+        "access_token": "abc",
+        "max_new_tokens": 5,
+        "server_key": None,
+    }
+    assert masked(config) == {
+        "data": {"ladder": "https://…@host/l?…", "remote": {"storage_options": {"user": ["…"], "n": 3}}},
+        "access_token": "…",
+        "max_new_tokens": 5,
+        "server_key": None,
+    }
 
 
 def test_configs_far_from_any_shipped_one_are_not_compared() -> None:
