@@ -164,7 +164,7 @@ class Health(L.Callback):
     def _stop(self, trainer: L.Trainer, event: Event) -> None:
         """Ends the run after an optimizer step, on all ranks, with a checkpoint of it unless its weights are lost."""
         text = f"{event.headline}: {event.evidence}. The run ends because model.on_sick is stop."
-        directory = run_directory(trainer)
+        directory, self._stopping = run_directory(trainer), None  # who goes on from the checkpoint knows of it
         if event.name != NonFinite.name and directory is not None:
             path = directory / "checkpoints" / "sick.ckpt"
             trainer.save_checkpoint(path)
