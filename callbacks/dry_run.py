@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from observe_r1.callbacks.terminal import gigabytes
 from observe_r1.experience import EncodedPrompt, MicroBatch
 from observe_r1.fitting import advice, dearest, forward_and_backward
 from observe_r1.module import ObserveR1
@@ -76,7 +77,7 @@ def measure(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
     size = f"a micro-batch of {prompts} prompt{'s' * (prompts > 1)} of {tokens:,} tokens with {completions} "
     size += f"completion{'s' * (completions > 1)} of {int(batch.lengths[0]):,} tokens"
     is_measured, memory = PeakMemory.is_measured(module.device), PeakMemory(module.device)
-    available, advice, policy = _gib(memory.available), _advice(trainer, module), module.policy
+    available, advice, policy = gigabytes(memory.available), _advice(trainer, module), module.policy
     started = time.perf_counter()
     try:
         with policy.check_put_off(), memory if is_measured else nullcontext():
@@ -98,10 +99,11 @@ def measure(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
         for logger in trainer.loggers:
             logger.log_metrics({"memory/dry_run_peak_gib": peak / 2**30}, step=trainer.global_step)
         parts = "the whole process" if module.device.type == "cpu" else "weights, gradients and activations"
-        report = f"{_gib(peak)} at its peak ({parts}; {available} available), {report}"
-    rank_zero_info(f"Dry run: {size} takes {report}" + (f" The optimizer will add {_gib(added)}." if added else ""))
+        report = f"{gigabytes(peak)} at its peak ({parts}; {available} available), {report}"
+    moments = f" The optimizer will add {gigabytes(added)}." if added else ""
+    rank_zero_info(f"Dry run: {size} takes {report}{moments}")
     if is_measured and peak + added > memory.available:
-        rank_zero_warn(f"Training needs about {_gib(peak + added)}, more than the {available} there are. {advice}")
+        rank_zero_warn(f"Training needs about {gigabytes(peak + added)}, more than the {available} there are. {advice}")
 
 
 def _train_on(trainer: L.Trainer, module: ObserveR1, batch: MicroBatch) -> None:
@@ -128,7 +130,3 @@ def _moments(optimizer: torch.optim.Optimizer) -> int:
     if optimizer.state or not isinstance(optimizer, torch.optim.Adam | torch.optim.NAdam | torch.optim.RAdam):
         return 0
     return sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-
-
-def _gib(number: float) -> str:
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

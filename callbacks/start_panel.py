@@ -11,7 +11,7 @@ import torch
 from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
-from observe_r1.callbacks.terminal import optimizer_steps, show, tensorboard
+from observe_r1.callbacks.terminal import gigabytes, optimizer_steps, show, tensorboard
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
 from observe_r1.quantization import full_shape_and_dtype, is_quantized
@@ -142,7 +142,3 @@ def short(number: int) -> str:
         if number >= 10**power:
             return f"{number / 10**power:.3g} {letter}"
     return str(number)
-
-
-def gigabytes(number: float) -> str:
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

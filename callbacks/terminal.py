@@ -45,6 +45,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
+def gigabytes(number: float) -> str:
+    """Bytes, such as `1.5 GiB` or `320 MiB`."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
+
+
 def figures_that_matter(trainer: L.Trainer, module: ObserveR1) -> dict[str, str]:
     """Of the last rollout and the last step; what is not known yet is left out."""
     logged, rollout = trainer.callback_metrics, module.rollout_figures

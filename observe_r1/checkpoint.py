@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 ENTRY = "observe_r1"
 EXPECTED = {"fingerprint", "rng", "policy", "prompt", "rollout_figures", "seconds", "verdicts"}
 POLICY = "policy."  # attribute of the LightningModule
+FSDP2_METADATA = "meta.pt"  # Lightning's names, in the directories that ranks write parts of
+DEEPSPEED_TAG = "checkpoint"
 
 
 def drop_frozen(checkpoint: dict[str, Any], policy: Policy) -> None:
@@ -91,7 +93,7 @@ def check_file(path: str) -> None:
 
 def _check_directory(path: Path) -> None:
     """Sharded checkpoints are directories, which Lightning reads; so is where runs keep their checkpoints."""
-    if (path / "meta.pt").is_file() or (path / "checkpoint").is_dir():  # of FSDP2, of DeepSpeed
+    if (path / FSDP2_METADATA).is_file() or (path / DEEPSPEED_TAG).is_dir():
         return
     inside = sorted(entry.name for entry in path.glob("*.ckpt"))
     there = f"it holds {', '.join(inside)}: name one of them" if inside else "it holds none"

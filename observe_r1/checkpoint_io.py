@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from observe_r1.atomic_files import replaced_directory, replaced_file
-
-METADATA = "meta.pt"  # Lightning's name for what is no weight and no optimizer
+from observe_r1.checkpoint import FSDP2_METADATA
 
 
 class AtomicFiles(TorchCheckpointIO):
@@ -145,4 +144,4 @@ def write_parts(checkpoint: dict[str, Any], path: Path, group: dist.ProcessGroup
         except CheckpointException as error:  # of all ranks; no Exception
             raise RuntimeError("Not every rank could write its part.") from error
         if is_first:
-            torch.save(checkpoint, directory / METADATA)
+            torch.save(checkpoint, directory / FSDP2_METADATA)

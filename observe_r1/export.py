@@ -12,15 +12,11 @@ from rich.console import Console
 from torch import Tensor
 
 from observe_r1.atomic_files import intact
-from observe_r1.checkpoint import ENTRY, check_file, unsaved
+from observe_r1.checkpoint import DEEPSPEED_TAG, ENTRY, FSDP2_METADATA, POLICY, check_file, unsaved
 from observe_r1.encoding import PromptOptions
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
 from observe_r1.policy import Policy
 from observe_r1.quantization import unpack_to
-
-FSDP2_ENTRY = "meta.pt"  # Lightning's names
-DEEPSPEED_TAG = "checkpoint"
-POLICY = "policy."  # the attribute of the LightningModule
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -65,12 +61,12 @@ def read_entry(path: Path) -> Mapping[str, Any]:
     states = sorted((path / DEEPSPEED_TAG).glob("*_model_states.pt"))
     if path.is_file():
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    elif (path / FSDP2_ENTRY).is_file():
-        content = torch.load(path / FSDP2_ENTRY, map_location="cpu", weights_only=True)
+    elif (path / FSDP2_METADATA).is_file():
+        content = torch.load(path / FSDP2_METADATA, map_location="cpu", weights_only=True)
     elif states:
         content = torch.load(states[0], map_location="cpu", weights_only=False)
     else:
-        raise ValueError(f"{str(path)!r} is neither an FSDP2 nor a DeepSpeed checkpoint: it has no {FSDP2_ENTRY}.")
+        raise ValueError(f"{str(path)!r} is neither an FSDP2 nor a DeepSpeed checkpoint: it has no {FSDP2_METADATA}.")
     if ENTRY not in content:
         raise ValueError(f"{str(path)!r} was not written by observe_r1: it has no {ENTRY!r} entry.")
     entry: Mapping[str, Any] = content[ENTRY]
@@ -90,7 +86,7 @@ def _fill(policy: Policy, path: Path) -> None:
     own = policy.state_dict()
     if path.is_file():
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    elif (path / FSDP2_ENTRY).is_file():
+    elif (path / FSDP2_METADATA).is_file():
         from torch.distributed.checkpoint.state_dict_loader import load
 
         saved = {POLICY + name: weight for name, weight in own.items()}

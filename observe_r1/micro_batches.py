@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -30,9 +30,8 @@ def deal_steps(
     micro_batches: int,
     skip_zero_advantage: bool,
     cost: TokenCost,
-    sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[OptimizerStep]:
-    """The optimizer steps of a rollout whose groups are trained where they were sampled.
+    """The optimizer steps of a rollout on one rank alone.
 
     Args:
         steps: Blocks of whole groups in curriculum order, passed over `epochs` times.
@@ -41,13 +40,12 @@ def deal_steps(
         skip_zero_advantage: Completions with advantage 0 do not pass through the model. Only right when nothing else
             gives them a gradient (no KL); they still count in the totals, so the loss is the same.
         cost: Of a completion and of its prompt, which every micro-batch with completions of the group pays.
-        sum_over_ranks: Adds a tensor up over all ranks.
 
     Raises:
         ValueError: There are no groups.
     """
     plan = deal([[work_of(group, cost, skip_zero_advantage) for group in groups]], steps, micro_batches)
-    return optimizer_steps(plan, 0, groups, sum_over_ranks(plan.sums), micro_batches, cost) * epochs
+    return optimizer_steps(plan, 0, groups, plan.sums, micro_batches, cost) * epochs
 
 
 def optimizer_steps(
