@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from observe_r1.ladder.shards import write_ladder
 from observe_r1.quickstart.questions import make_question
 
-settings.register_profile("shared_machine", deadline=None)  # timings of a shared machine say nothing about the code
+# timings of a shared machine say nothing about the code
+settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
 
 

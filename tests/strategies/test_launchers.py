@@ -47,7 +47,7 @@ def run_both(
         )
         for directory, command, of_process, file in zip(directories, commands, variables, files, strict=True)
     ]
-    until = time.monotonic() + 200
+    until = time.monotonic() + 400
     while time.monotonic() < until and any(process.poll() is None for process in started):
         time.sleep(0.2)
     for process in started:
