@@ -141,8 +141,12 @@ class TestManifest:
             Manifest.load(tmp_path)
 
 
+# fixtures that are the same for every example; a slow machine
+SUITABLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
 class TestIndex:
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @settings(deadline=None, max_examples=25, suppress_health_check=SUITABLE)
     @given(images=st.lists(st.integers(0, 3), min_size=1, max_size=6), samples_per_shard=st.integers(1, 4))
     def test_offsets_of_our_shards_are_those_tarfile_finds(
         self, tmp_path_factory, make_sample, images, samples_per_shard
@@ -189,7 +193,7 @@ class TestIndex:
         )
         assert [span.difficulty for span in build_index(tar).spans] == [None] * 4
 
-    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @settings(deadline=None, suppress_health_check=SUITABLE)
     @given(data=st.data())
     def test_the_readable_part_of_a_truncated_tar(self, tmp_path, make_sample, data):
         source = tmp_path / "ladder"
