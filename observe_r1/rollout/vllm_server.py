@@ -7,7 +7,6 @@ import base64
 import io
 import os
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
@@ -22,6 +21,7 @@ from torch import Tensor
 from observe_r1 import ranks
 from observe_r1.experience import Completion, EncodedPrompt, Sampled
 from observe_r1.policy import Policy
+from observe_r1.rollout.awaiting import await_servers
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.spreading import Patience, Spread
 from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
@@ -145,20 +145,8 @@ class VLLMServerRollout(RolloutEngine):
     async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
         from rich.console import Console
 
-        started, missing = time.monotonic(), list(servers)
-        with Console(stderr=True).status("") as status:
-            while missing:
-                status.update(f"waiting for {len(missing)} of {len(servers)} vLLM servers: {missing[0].url}")
-                health = await asyncio.gather(*(server.is_healthy() for server in missing))
-                missing = [server for server, is_healthy in zip(missing, health, strict=True) if not is_healthy]
-                if missing and time.monotonic() - started > self.start_seconds:
-                    raise RuntimeError(
-                        f"{', '.join(server.url for server in missing)} did not answer within {self.start_seconds:g} s "
-                        "(rollout.start_seconds). Start a vLLM server there, with the same configs: "
-                        f"observe-r1 serve --config … --serve.port {urlsplit(missing[0].url).port}"
-                    )
-                if missing:
-                    await asyncio.sleep(1.0)
+        console = Console(stderr=True, quiet=ranks.rank() > 0)  # every rank waits, one says so
+        await await_servers(servers, self.start_seconds, console)
         return list(await asyncio.gather(*(server.state() for server in servers)))
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
