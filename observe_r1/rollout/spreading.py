@@ -108,15 +108,15 @@ class Spread:
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + self.patience.recovery_seconds, 0.25
         while True:
-            if await server.is_healthy():
-                try:
+            try:
+                if await server.is_healthy():
                     await self.prepare(server)
                     return None
-                except (ServerDown, RequestFailed) as error:
-                    reason = str(error)
-                except Exception as error:
-                    self._end(error)
-                    raise
+            except (ServerDown, RequestFailed) as error:
+                reason = str(error)
+            except Exception as error:
+                self._end(error)
+                raise
             self._away.add(server.url)
             if loop.time() + pause > until:
                 return reason or f"{server.url} does not answer"

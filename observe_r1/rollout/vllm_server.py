@@ -9,12 +9,12 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -128,18 +128,17 @@ class VLLMServerRollout(RolloutEngine):
         for url, state in zip(self.urls, states, strict=True):
             _check_state(url, state, policy, processor)
         self._limit = min(state["max_model_len"] for state in states)
-        gathered = policy.named_weights() if self.transfer == "nccl" else ()
-        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in gathered]
-        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata) if ranks.rank() == 0 else None)
+        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy) if ranks.rank() == 0 else None)
         self._background = ThreadPoolExecutor(1, "rollout-ahead")
         self.update_weights(policy.named_weights(), version=0)
 
-    def _new_transfer(self, policy: Policy, metadata: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> WeightTransfer:
+    def _new_transfer(self, policy: Policy) -> WeightTransfer:
         timeout = self.patience.request_seconds
         if self.transfer == "files":
             return FileTransfer(self.weight_directory, timeout)
         if policy.device.type != "cuda":
             raise ValueError("rollout.transfer is nccl, which needs a GPU for the trainer: use files.")
+        metadata = [(name, dtype, tuple(shape)) for name, (shape, dtype) in policy.weight_shapes().items()]
         return NCCLTransfer(metadata, policy.device, self._is_here, timeout)
 
     async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
@@ -267,13 +266,15 @@ class VLLMServerRollout(RolloutEngine):
             self._updating.release()
 
     def close(self) -> None:
+        self._policy = None  # no round begins any more
         for loop, task in list(self._rounds):
-            loop.call_soon_threadsafe(task.cancel)  # with the connections; a server then drops what it works on
+            with suppress(RuntimeError):  # it has ended meanwhile, and its loop with it
+                loop.call_soon_threadsafe(task.cancel)  # with the connections; a server then drops what it works on
         if self._background is not None:
             self._background.shutdown(cancel_futures=True)
         if self._transfer is not None:
             self._transfer.close()
-        self._policy = self._transfer = self._background = self.version = None
+        self._transfer = self._background = self.version = None
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -288,6 +289,8 @@ class VLLMServerRollout(RolloutEngine):
             # servers close idle connections after 5 s, and a request on one of those would look like a failure
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
             try:
+                if self._policy is None:
+                    raise RuntimeError("The rollout engine has been closed.")
                 async with aiohttp.ClientSession(connector=connector) as session:
                     return await use([VLLMServer(url, os.environ.get(KEY_VARIABLE), session) for url in self.urls])
             finally:

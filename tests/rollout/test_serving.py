@@ -160,7 +160,7 @@ def test_servers_of_a_transfer_by_nccl_follow_each_other_in_the_group() -> None:
         address = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
             servers = [VLLMServer(f"{address}/{number}", None, session) for number in range(3)]
-            group = ServerGroup(servers, [2, 1, 4], asyncio.get_running_loop(), timeout=5.0)
+            group = ServerGroup(servers, [2, 1, 4], asyncio.get_running_loop(), timeout=60.0)
             info = {"rank_offset": 1, "world_size": 8, "master_port": 1234}
             await asyncio.to_thread(group.init_weight_transfer_engine, info)
         await runner.cleanup()
