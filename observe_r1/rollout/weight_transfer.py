@@ -80,9 +80,7 @@ def report(servers: Sequence[VLLMServer], outcomes: Sequence[BaseException | Non
             raise error
     if len(failures) == len(servers) and all(isinstance(error, RequestFailed) for error in failures.values()):
         reasons = "; ".join(str(error) for error in failures.values())
-        raise RuntimeError(
-            f"No vLLM server took over the new weights: {reasons}. {REMEDY}"
-        )
+        raise RuntimeError(f"No vLLM server took over the new weights: {reasons}. {REMEDY}")
     for url, error in failures.items():
         warnings.warn(f"{url} did not take over the new weights, and waits until it has them: {error}", stacklevel=2)
 
