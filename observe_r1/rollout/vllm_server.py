@@ -88,6 +88,11 @@ class VLLMServerRollout(RolloutEngine):
             raise ValueError(
                 f"rollout.requests_per_server is {requests_per_server} and rollout.attempts {attempts}: use 1 or more."
             )
+        if request_seconds <= 0 or recovery_seconds < 0 or start_seconds < 0:
+            raise ValueError(
+                f"rollout.request_seconds is {request_seconds:g}, rollout.recovery_seconds {recovery_seconds:g} and "
+                f"rollout.start_seconds {start_seconds:g}: use 0 or more, and more than 0 for requests."
+            )
         if transfer == "files" and weight_directory is None and not self._is_here:
             raise ValueError(
                 f"rollout.servers has hosts beside this one ({', '.join(sorted(hosts))}): set "
@@ -208,15 +213,15 @@ class VLLMServerRollout(RolloutEngine):
     async def _ask(self, server: VLLMServer, body: Mapping[str, Any]) -> dict[str, Any]:
         """One answer, all of it with the weights of the trainer."""
         answer = await server.generate(body, self.patience.request_seconds)
+        ends = {choice["finish_reason"] for choice in answer["choices"]}
+        if not ends <= {"stop", "length"}:  # one that was broken off may have no version
+            raise RequestFailed(f"{server.url} ended a completion by {sorted(ends)}")
         versions = {span["version"] for choice in answer["choices"] for span in choice["weight_versions"]}
         if versions != {self._label}:
             raise ServerDown(
                 f"{server.url} sampled with weights {sorted(versions)}, and the trainer's are {self._label} (was it "
                 "started again, or does another training use it?)"
             )
-        ends = {choice["finish_reason"] for choice in answer["choices"]}
-        if not ends <= {"stop", "length"}:
-            raise RequestFailed(f"{server.url} ended a completion by {sorted(ends)}")
         return answer
 
     def _group(self, prompt: EncodedPrompt, answer: dict[str, Any], sampling: SamplingOptions) -> list[Completion]:
