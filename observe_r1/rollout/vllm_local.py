@@ -225,12 +225,19 @@ def _changed(environment: Any, changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _side_effects_undone() -> Iterator[None]:
-    """vLLM seeds the process that it is started in, and on a CPU takes `torch.set_num_threads` out of service."""
-    set_num_threads, python, numpy = torch.set_num_threads, random.getstate(), np.random.get_state()
+    """vLLM seeds the process that it is started in, and sets how torch computes there.
+
+    On a GPU it leaves torch one thread; on a CPU it takes `torch.set_num_threads` out of service.
+    """
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    precision, python, numpy = torch.get_float32_matmul_precision(), random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
         random.setstate(python)
         np.random.set_state(numpy)

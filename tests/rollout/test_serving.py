@@ -64,7 +64,10 @@ def test_serve_without_vllm_names_the_extras(tmp_path: Path, command_line: Any) 
         ({"servers": ["http://other:8000"]}, r"hosts beside this one \(other\): set rollout\.weight_directory"),
         ({"servers": ["http://127.0.0.1:8000"], "async_steps": 2}, r"async_steps is 2: use 0 .* or 1"),
         ({"servers": ["http://127.0.0.1:8000"], "requests_per_server": 0}, "requests_per_server is 0"),
-        ({"servers": ["http://127.0.0.1:8000"], "request_seconds": 0}, r"request_seconds is 0.* more than 0 for requests"),
+        (
+            {"servers": ["http://127.0.0.1:8000"], "request_seconds": 0},
+            r"request_seconds is 0.* more than 0 for requests",
+        ),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
