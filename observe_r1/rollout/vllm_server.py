@@ -57,7 +57,7 @@ class VLLMServerRollout(RolloutEngine):
         transfer: How servers get new weights. `files`: safetensors in a directory they share with the trainer;
             `nccl`: from GPU to GPU, by vLLM's own transfer engine (vLLM has to be installed for the trainer too).
         weight_directory: Of `files`; null: among the temporary files, where trainer and servers are one machine.
-        requests_per_server: Prompts that one server works on at the same time.
+        requests_per_server: Prompts of one rank that one server works on at the same time.
         start_seconds: Within which all servers have to answer before the first rollout.
         request_seconds: For the completions of one prompt, and for a transfer of weights. Keep it below the time-out of
             the ranks' process group (Lightning's default: 30 minutes), as the others wait meanwhile.
