@@ -11,6 +11,10 @@ from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, Sealed,
 from observe_r1.experience_state import from_state, started_from_state, started_to_state, to_state
 from observe_r1.micro_batches import assemble
 from observe_r1.module import ObserveR1
+from observe_r1.ranks import any_rank
+
+Place = tuple[dict[str, Any], list[StartedRollout]]
+"""Where the stream stands, and the rollouts that were drawn before and are not trained on yet."""
 
 
 class RolloutLoader:
@@ -22,6 +26,7 @@ class RolloutLoader:
 
     The state is saved with the data module: where the stream stands and, in the middle of a rollout, the rollout. One
     that is being sampled ahead is waited for and saved too: the weights it is sampled with are gone after a resume.
+    Should it have failed, a resumed run draws its prompts again.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class RolloutLoader:
         self.ahead: deque[StartedRollout] = deque()  # engines may sample the next rollout during this one
         self.next_micro_batch = 0
         self.handed_out = 0  # micro-batches of this epoch
+        self._collecting_from: Place | None = None
 
     def __len__(self) -> int:
         rollouts = -(-self.stream.size // self.prompts_per_rollout)
@@ -50,7 +56,10 @@ class RolloutLoader:
         epoch = self.stream.epoch
         while self.stream.epoch == epoch:
             if self.experience is None:
+                # until it is collected, a checkpoint goes back to here: callbacks may save when something raises
+                self._collecting_from = self._place()
                 self.experience = self.module.collect(self.stream, self.prompts_per_rollout, self.ahead)
+                self._collecting_from = None
                 if self.experience is None:
                     self._refuse_unusable_ladder()
                     self._next_epoch()
@@ -74,17 +83,25 @@ class RolloutLoader:
         self.stream.next_epoch()
         self.handed_out = 0
 
+    def _place(self) -> Place:
+        return self.stream.state_dict(), list(self.ahead)
+
     # not state_dict and load_state_dict: Lightning would save those of rank 0, and load them on every rank
 
     def save(self) -> dict[str, Any]:
         """What `restore` needs to continue at the next micro-batch."""
+        stream, ahead = self._collecting_from or self._place()
+        for number, rollout in enumerate(ahead):
+            if any_rank(rollout.has_failed(), self.module.device):  # the run ends where it would train on it
+                stream, ahead = dict(rollout.source_state), ahead[:number]
+                break
         return {
-            "stream": self.stream.state_dict(),
+            "stream": stream,
             "origin": self.origin,
             "next_micro_batch": self.next_micro_batch,
             "handed_out": self.handed_out,
             "experience": None if self.experience is None else to_state(self.experience),
-            "ahead": [started_to_state(rollout) for rollout in self.ahead],
+            "ahead": [started_to_state(rollout) for rollout in ahead],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -102,6 +119,7 @@ class RolloutLoader:
                     f"is now {self.module.trainer.accumulate_grad_batches}: resume with {saved}."
                 )
         self._refuse_other_origin(state)
+        self._collecting_from = None
         self.stream.load_state_dict(state["stream"])
         self.next_micro_batch = state["next_micro_batch"]
         self.handed_out = state["handed_out"]

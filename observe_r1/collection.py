@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -96,6 +96,10 @@ class PromptSource(Protocol):
         """Called on every rank once what it drew last is scored, with all of it."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, to draw the same samples again."""
+        ...
+
 
 @dataclass(frozen=True)
 class CollectedGroups:
@@ -153,12 +157,13 @@ class RolloutCollector:
     def start(self, source: PromptSource, count: int, weights_step: int) -> StartedRollout:
         """Draws the next `count` samples and has their completions sampled, with the weights the engine has now."""
         seed = rollout_seed(self.seed, source.epoch, source.position, rank())
+        state = source.state_dict()
         with self.clock.measure("data"):
             prompts = source.draw(count)
         with self.clock.measure("generate"):
             prompts = self.policy.encode_images(prompts)
             sampled = self.engine.begin(prompts, self.sampling, seed)
-        return StartedRollout(prompts, sampled, count, weights_step)
+        return StartedRollout(prompts, sampled, count, weights_step, state)
 
     def finish(self, rollout: StartedRollout, source: PromptSource) -> CollectedGroups:
         """Waits for a started rollout and scores it; refills it, if that is asked for, with the same weights."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
@@ -112,6 +112,12 @@ class StartedRollout:
     sampled: Future[Sampled]
     asked_for: int  # prompts over all ranks; fewer are drawn where samples are skipped
     weights_step: int  # optimizer steps that the sampling weights had seen
+    source_state: Mapping[str, Any]  # of where the prompts come from, before they were drawn
+
+    def has_failed(self) -> bool:
+        """Waits for the completions; True: sampling them raised."""
+        wait([self.sampled])
+        return self.sampled.cancelled() or self.sampled.exception() is not None
 
 
 @dataclass

@@ -102,4 +102,5 @@ def started_from_state(state: dict[str, Any], prompt_at: Callable[[int], Encoded
     sampled: Future[Sampled] = Future()
     sampled.set_result(Sampled(completions, state["seconds"]))
     prompts = [prompt_at(position) for position in state["positions"]]
-    return StartedRollout(prompts, sampled, state["asked_for"], state["weights_step"])
+    # it cannot fail any more, so its prompts need not be drawn again
+    return StartedRollout(prompts, sampled, state["asked_for"], state["weights_step"], source_state={})

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from observe_r1.lightning_cli import ObserveR1CLI
 from observe_r1.loading import load_processor, locate
 from observe_r1.module import ObserveR1
+from observe_r1.rollout import VLLMServerRollout
 from observe_r1.rollout.serving import ServeOptions, server_command
 from observe_r1.strategies import DTYPES
 
@@ -48,8 +49,9 @@ def serve(module: ObserveR1, precision: str, options: ServeOptions, print_comman
         )
     processor: Any = load_processor(module.policy_options.pretrained, module.prompt_options)
     dtype = DTYPES.get(f"{precision.partition('-')[0]}-true", torch.float32)  # also "bf16", Lightning's short form
+    transfer = module.engine.transfer if isinstance(module.engine, VLLMServerRollout) else "files"
     command, environment = server_command(
-        options, locate(module.policy_options.pretrained), dtype, torch.cuda.is_available(), processor
+        options, locate(module.policy_options.pretrained), dtype, torch.cuda.is_available(), processor, transfer
     )
     if print_command:
         print(shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command]))

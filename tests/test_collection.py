@@ -83,6 +83,9 @@ class Questions:
     def observe(self, groups: Sequence[PromptGroup]) -> None:
         self.observed += [group.prompt.prompt.position for group in groups]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
 
 def collector_of(policy: Policy, engine: RolloutEngine, **changes: Any) -> RolloutCollector:
     arguments: dict[str, Any] = {

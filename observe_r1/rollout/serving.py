@@ -26,13 +26,11 @@ class ServeOptions(VLLMOptions):
         host: Address to listen on. Any but a loopback address asks for a key in OBSERVE_R1_SERVER_KEY.
         port: To listen on.
         tensor_parallel_size: GPUs that hold the model together.
-        transfer: As `rollout.transfer` of the training.
     """
 
     host: str = LOOPBACK[0]
     port: int = 8000
     tensor_parallel_size: int = 1
-    transfer: str = "files"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,9 +42,12 @@ class ServeOptions(VLLMOptions):
 
 
 def server_command(
-    options: ServeOptions, model: str, dtype: torch.dtype, on_gpu: bool, processor: Any
+    options: ServeOptions, model: str, dtype: torch.dtype, on_gpu: bool, processor: Any, transfer: str = "files"
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of a server and the environment variables that it needs beside those there are."""
+    """The command line of a server and the environment variables that it needs beside those there are.
+
+    `transfer` is that of the training's `VLLMServerRollout`.
+    """
     arguments = options.arguments(model, dtype, on_gpu, processor) | {
         "host": options.host,
         "port": options.port,
@@ -56,7 +57,7 @@ def server_command(
         "middleware": "observe_r1.rollout.serving.KeyGuard",
         "disable_uvicorn_access_log": True,
     }
-    if options.transfer == "nccl":
+    if transfer == "nccl":
         arguments["weight_transfer_config"] = {"backend": "nccl"}
     environment = process_environment() | {
         "VLLM_SERVER_DEV_MODE": "1",  # pausing, the weights and their version

@@ -13,6 +13,7 @@ from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
+LONGEST_PAUSE = 5.0  # seconds between two attempts
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,20 @@ class Spread:
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + self.patience.recovery_seconds, 0.25
         while True:
-            if await server.is_healthy():
-                try:
+            try:
+                if await server.is_healthy():
                     await self.prepare(server)
                     return None
-                except (ServerDown, RequestFailed) as error:
-                    reason = str(error)
-                except Exception as error:
-                    self._end(error)
-                    raise
+            except (ServerDown, RequestFailed) as error:
+                reason = str(error)
+            except Exception as error:
+                self._end(error)
+                raise
             self._away.add(server.url)
             if loop.time() + pause > until:
                 return reason or f"{server.url} does not answer"
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 5.0)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _work_until_failure(self, server: VLLMServer) -> str:
         """Why the server stopped to work."""
@@ -158,7 +159,7 @@ class Spread:
                 raise
             if not await server.is_healthy():  # its engine is dead, and it would refuse one prompt after the other
                 raise ServerDown(str(error)) from error
-            await asyncio.sleep(0.25 * 2 ** self._attempts[number])
+            await asyncio.sleep(min(0.25 * 2 ** self._attempts[number], LONGEST_PAUSE))
         except asyncio.CancelledError:
             self._waiting.put_nowait(number)
             raise

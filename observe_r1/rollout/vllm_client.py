@@ -11,11 +11,11 @@ CONTROL_TIMEOUT = 10.0  # seconds for an answer that takes no work
 LOADING = "loading"  # as the version of a server whose weights are being replaced
 
 
-class ServerDown(Exception):
+class ServerDown(RuntimeError):
     """The server does not answer: it has ended, hangs, or cannot be reached."""
 
 
-class RequestFailed(Exception):
+class RequestFailed(RuntimeError):
     """The server answered one request with an error that another attempt may not meet."""
 
 

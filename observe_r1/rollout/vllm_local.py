@@ -78,7 +78,8 @@ class VLLMLocalRollout(RolloutEngine):
         """Starts vLLM (about 20 s and more) with the weights of the policy.
 
         Raises:
-            ValueError: There are several ranks, vLLM is not installed, or `engine_arguments` names what is set here.
+            ValueError: There are several ranks, the policy is on another GPU than the first, vLLM is not installed, or
+                `engine_arguments` names what is set here.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_world_size() > 1:
@@ -88,6 +89,11 @@ class VLLMLocalRollout(RolloutEngine):
                 "observe_r1.rollout.HFRollout."
             )
         on_gpu = policy.device.type == "cuda"
+        if on_gpu and policy.device.index:
+            raise ValueError(
+                f"VLLMLocalRollout: the policy is on {policy.device}, and vLLM takes the first GPU that the process "
+                f"sees: leave only that one in CUDA_VISIBLE_DEVICES, and set trainer.devices to 1."
+            )
         arguments = self.options.arguments(
             policy.transformer.name_or_path, self._compute_dtype(policy), on_gpu, processor
         )
@@ -219,12 +225,19 @@ def _changed(environment: Any, changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _side_effects_undone() -> Iterator[None]:
-    """vLLM seeds the process that it is started in, and on a CPU takes `torch.set_num_threads` out of service."""
-    set_num_threads, python, numpy = torch.set_num_threads, random.getstate(), np.random.get_state()
+    """vLLM seeds the process that it is started in, and sets how torch computes there.
+
+    On a GPU it leaves torch one thread; on a CPU it takes `torch.set_num_threads` out of service.
+    """
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    precision, python, numpy = torch.get_float32_matmul_precision(), random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
         random.setstate(python)
         np.random.set_state(numpy)

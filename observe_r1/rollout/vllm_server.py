@@ -7,21 +7,21 @@ import base64
 import io
 import os
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import torch
 from PIL import Image
 from torch import Tensor
 
 from observe_r1 import ranks
 from observe_r1.experience import Completion, EncodedPrompt, Sampled
 from observe_r1.policy import Policy
+from observe_r1.rollout.awaiting import await_servers
 from observe_r1.rollout.base import RolloutEngine, SamplingOptions
 from observe_r1.rollout.spreading import Patience, Spread
 from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
@@ -57,7 +57,7 @@ class VLLMServerRollout(RolloutEngine):
         transfer: How servers get new weights. `files`: safetensors in a directory they share with the trainer;
             `nccl`: from GPU to GPU, by vLLM's own transfer engine (vLLM has to be installed for the trainer too).
         weight_directory: Of `files`; null: among the temporary files, where trainer and servers are one machine.
-        requests_per_server: Prompts that one server works on at the same time.
+        requests_per_server: Prompts of one rank that one server works on at the same time.
         start_seconds: Within which all servers have to answer before the first rollout.
         request_seconds: For the completions of one prompt, and for a transfer of weights. Keep it below the time-out of
             the ranks' process group (Lightning's default: 30 minutes), as the others wait meanwhile.
@@ -87,6 +87,11 @@ class VLLMServerRollout(RolloutEngine):
         if requests_per_server < 1 or attempts < 1:
             raise ValueError(
                 f"rollout.requests_per_server is {requests_per_server} and rollout.attempts {attempts}: use 1 or more."
+            )
+        if request_seconds <= 0 or recovery_seconds < 0 or start_seconds < 0:
+            raise ValueError(
+                f"rollout.request_seconds is {request_seconds:g}, rollout.recovery_seconds {recovery_seconds:g} and "
+                f"rollout.start_seconds {start_seconds:g}: use 0 or more, and more than 0 for requests."
             )
         if transfer == "files" and weight_directory is None and not self._is_here:
             raise ValueError(
@@ -128,37 +133,24 @@ class VLLMServerRollout(RolloutEngine):
         for url, state in zip(self.urls, states, strict=True):
             _check_state(url, state, policy, processor)
         self._limit = min(state["max_model_len"] for state in states)
-        gathered = policy.named_weights() if self.transfer == "nccl" else ()
-        metadata = [(name, weight.dtype, tuple(weight.shape)) for name, weight in gathered]
-        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy, metadata) if ranks.rank() == 0 else None)
+        self._transfer = self._on_all_ranks(lambda: self._new_transfer(policy) if ranks.rank() == 0 else None)
         self._background = ThreadPoolExecutor(1, "rollout-ahead")
         self.update_weights(policy.named_weights(), version=0)
 
-    def _new_transfer(self, policy: Policy, metadata: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> WeightTransfer:
+    def _new_transfer(self, policy: Policy) -> WeightTransfer:
         timeout = self.patience.request_seconds
         if self.transfer == "files":
             return FileTransfer(self.weight_directory, timeout)
         if policy.device.type != "cuda":
             raise ValueError("rollout.transfer is nccl, which needs a GPU for the trainer: use files.")
+        metadata = [(name, dtype, tuple(shape)) for name, (shape, dtype) in policy.weight_shapes().items()]
         return NCCLTransfer(metadata, policy.device, self._is_here, timeout)
 
     async def _wait_for_all(self, servers: list[VLLMServer]) -> list[dict[str, Any]]:
         from rich.console import Console
 
-        started, missing = time.monotonic(), list(servers)
-        with Console(stderr=True).status("") as status:
-            while missing:
-                status.update(f"waiting for {len(missing)} of {len(servers)} vLLM servers: {missing[0].url}")
-                health = await asyncio.gather(*(server.is_healthy() for server in missing))
-                missing = [server for server, is_healthy in zip(missing, health, strict=True) if not is_healthy]
-                if missing and time.monotonic() - started > self.start_seconds:
-                    raise RuntimeError(
-                        f"{', '.join(server.url for server in missing)} did not answer within {self.start_seconds:g} s "
-                        "(rollout.start_seconds). Start a vLLM server there, with the same configs: "
-                        f"observe-r1 serve --config … --serve.port {urlsplit(missing[0].url).port}"
-                    )
-                if missing:
-                    await asyncio.sleep(1.0)
+        console = Console(stderr=True, quiet=ranks.rank() > 0)  # every rank waits, one says so
+        await await_servers(servers, self.start_seconds, console)
         return list(await asyncio.gather(*(server.state() for server in servers)))
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
@@ -221,15 +213,15 @@ class VLLMServerRollout(RolloutEngine):
     async def _ask(self, server: VLLMServer, body: Mapping[str, Any]) -> dict[str, Any]:
         """One answer, all of it with the weights of the trainer."""
         answer = await server.generate(body, self.patience.request_seconds)
+        ends = {choice["finish_reason"] for choice in answer["choices"]}
+        if not ends <= {"stop", "length"}:  # one that was broken off may have no version
+            raise RequestFailed(f"{server.url} ended a completion by {sorted(ends)}")
         versions = {span["version"] for choice in answer["choices"] for span in choice["weight_versions"]}
         if versions != {self._label}:
             raise ServerDown(
                 f"{server.url} sampled with weights {sorted(versions)}, and the trainer's are {self._label} (was it "
                 "started again, or does another training use it?)"
             )
-        ends = {choice["finish_reason"] for choice in answer["choices"]}
-        if not ends <= {"stop", "length"}:
-            raise RequestFailed(f"{server.url} ended a completion by {sorted(ends)}")
         return answer
 
     def _group(self, prompt: EncodedPrompt, answer: dict[str, Any], sampling: SamplingOptions) -> list[Completion]:
@@ -279,13 +271,15 @@ class VLLMServerRollout(RolloutEngine):
             self._updating.release()
 
     def close(self) -> None:
+        self._policy = None  # no round begins any more
         for loop, task in list(self._rounds):
-            loop.call_soon_threadsafe(task.cancel)  # with the connections; a server then drops what it works on
+            with suppress(RuntimeError):  # it has ended meanwhile, and its loop with it
+                loop.call_soon_threadsafe(task.cancel)  # with the connections; a server then drops what it works on
         if self._background is not None:
             self._background.shutdown(cancel_futures=True)
         if self._transfer is not None:
             self._transfer.close()
-        self._policy = self._transfer = self._background = self.version = None
+        self._transfer = self._background = self.version = None
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -300,6 +294,8 @@ class VLLMServerRollout(RolloutEngine):
             # servers close idle connections after 5 s, and a request on one of those would look like a failure
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
             try:
+                if self._policy is None:
+                    raise RuntimeError("The rollout engine has been closed.")
                 async with aiohttp.ClientSession(connector=connector) as session:
                     return await use([VLLMServer(url, os.environ.get(KEY_VARIABLE), session) for url in self.urls])
             finally:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class WeightReader:
 
     model_config: Any
     model_runner: Any
+    reload_weights: Callable[..., None]
 
     def observe_r1_state(self) -> dict[str, Any]:
         """What a trainer compares with its own settings before the first rollout."""
@@ -38,7 +39,7 @@ class WeightReader:
             ValueError: The directory is incomplete; the weights in the model are still the ones before.
         """
         files = check_directory(Path(directory))
-        self.model_runner.reload_weights(weights_iterator=_read(files))
+        self.reload_weights(weights_iterator=_read(files))
         model = self.model_runner.get_model()
         if next(model.parameters()).device.type == "cpu":
             pack_heads(model)

@@ -16,6 +16,7 @@ from observe_r1.rollout.vllm_client import RequestFailed, ServerDown, VLLMServer
 from observe_r1.rollout.weight_files import WeightFiles
 
 Weights = Iterator[tuple[str, Tensor]]
+REMEDY = "Start them again (`observe-r1 serve`) and resume from the last checkpoint: fit --ckpt_path last."
 
 
 class WeightTransfer(ABC):
@@ -79,10 +80,7 @@ def report(servers: Sequence[VLLMServer], outcomes: Sequence[BaseException | Non
             raise error
     if len(failures) == len(servers) and all(isinstance(error, RequestFailed) for error in failures.values()):
         reasons = "; ".join(str(error) for error in failures.values())
-        raise RuntimeError(
-            f"No vLLM server took over the new weights: {reasons}. Start them again (`observe-r1 serve`) and resume "
-            "from the last checkpoint: fit --ckpt_path last."
-        )
+        raise RuntimeError(f"No vLLM server took over the new weights: {reasons}. {REMEDY}")
     for url, error in failures.items():
         warnings.warn(f"{url} did not take over the new weights, and waits until it has them: {error}", stacklevel=2)
 
@@ -123,6 +121,12 @@ class NCCLTransfer(WeightTransfer):
         if not alive:
             report(servers, [ServerDown(f"{server.url} does not answer") for server in servers])
             return
+        try:
+            await self._send(weights, version, alive)
+        except (ServerDown, RequestFailed) as error:
+            raise RuntimeError(f"A transfer of weights by NCCL broke off: {error}. {REMEDY}") from error
+
+    async def _send(self, weights: Weights, version: str, alive: list[VLLMServer]) -> None:
         held = {await server.version() for server in alive}
         await asyncio.gather(*(server.pause(self._timeout) for server in alive))
         if self._engine is None or held != {self._last} or len(alive) != len(self._client.servers):
@@ -130,6 +134,8 @@ class NCCLTransfer(WeightTransfer):
         self._client.servers = alive  # their sessions belong to the event loop that runs now
         self._client.loop = asyncio.get_running_loop()
         self._source.weights = weights
+        # vLLM packs on CUDA streams of its own, which do not wait for the optimizer's last step
+        await asyncio.to_thread(self._on_device, torch.cuda.synchronize)
         await asyncio.to_thread(self._on_device, self._engine.send_weights)
         await asyncio.gather(*(server.resume(version) for server in alive))
         self._last = version
@@ -140,6 +146,7 @@ class NCCLTransfer(WeightTransfer):
     def close(self) -> None:
         if self._engine is not None:
             self._engine.shutdown()
+            self._engine = None
 
     async def _connect(self, servers: Sequence[VLLMServer]) -> None:
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
@@ -158,9 +165,9 @@ class NCCLTransfer(WeightTransfer):
             def __iter__(self) -> Weights:
                 return self.weights
 
-        if self._engine is not None:
-            self.close()
-            await asyncio.gather(*(s.call("/shutdown_weight_transfer_engine", {}, self._timeout) for s in servers))
+        self.close()
+        # a server may still be in a group of this trainer, or of one before
+        await asyncio.gather(*(s.call("/shutdown_weight_transfer_engine", {}, self._timeout) for s in servers))
         workers = [await server.workers() for server in servers]
         self._source = Source()
         self._client = ServerGroup(list(servers), workers, asyncio.get_running_loop(), self._timeout)

@@ -64,6 +64,10 @@ def test_serve_without_vllm_names_the_extras(tmp_path: Path, command_line: Any) 
         ({"servers": ["http://other:8000"]}, r"hosts beside this one \(other\): set rollout\.weight_directory"),
         ({"servers": ["http://127.0.0.1:8000"], "async_steps": 2}, r"async_steps is 2: use 0 .* or 1"),
         ({"servers": ["http://127.0.0.1:8000"], "requests_per_server": 0}, "requests_per_server is 0"),
+        (
+            {"servers": ["http://127.0.0.1:8000"], "request_seconds": 0},
+            r"request_seconds is 0.* more than 0 for requests",
+        ),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
@@ -160,7 +164,7 @@ def test_servers_of_a_transfer_by_nccl_follow_each_other_in_the_group() -> None:
         address = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
             servers = [VLLMServer(f"{address}/{number}", None, session) for number in range(3)]
-            group = ServerGroup(servers, [2, 1, 4], asyncio.get_running_loop(), timeout=5.0)
+            group = ServerGroup(servers, [2, 1, 4], asyncio.get_running_loop(), timeout=60.0)
             info = {"rank_offset": 1, "world_size": 8, "master_port": 1234}
             await asyncio.to_thread(group.init_weight_transfer_engine, info)
         await runner.cleanup()

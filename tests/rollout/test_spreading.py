@@ -17,7 +17,8 @@ from observe_r1.rollout.spreading import Patience, Spread
 from observe_r1.rollout.vllm_client import VLLMServer
 
 Handler = Callable[[int], Awaitable[web.Response]]
-PATIENCE = Patience(request_seconds=5.0, recovery_seconds=1.0, attempts=3, health_every=0.1, silence_seconds=0.3)
+# a machine that stands still for seconds must not look like a server that does
+PATIENCE = Patience(request_seconds=120.0, recovery_seconds=120.0, attempts=3)
 
 
 class Site:
@@ -26,6 +27,7 @@ class Site:
     def __init__(self, misbehaves: Handler | None = None, healthy: bool = True) -> None:
         self.misbehaves = misbehaves
         self.healthy = healthy
+        self.health_status: int | None = None  # instead
         self.served: list[int] = []
         self.running = self.most_running = 0
 
@@ -42,8 +44,8 @@ class Site:
 
     async def health(self, _: web.Request) -> web.Response:
         if self.healthy is None:
-            await asyncio.sleep(60)
-        return web.Response(status=200 if self.healthy else 503)
+            await asyncio.sleep(600)
+        return web.Response(status=self.health_status or (200 if self.healthy else 503))
 
     async def generate(self, request: web.Request) -> web.Response:
         number = (await request.json())["number"]
@@ -129,12 +131,13 @@ def test_a_server_that_hangs_loses_its_requests_to_the_others() -> None:
 
     async def hangs(number: int) -> web.Response | None:
         hanging.healthy = None  # type: ignore[assignment]
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         return None
 
     hanging.misbehaves = hangs
+    quick = {"health_every": 0.1, "silence_seconds": 0.3, "attempts": 100}  # should the other one look like it too
     with pytest.warns(UserWarning, match="no sign of life"):
-        assert spread([hanging, Site()], 8, request_seconds=60.0) == list(range(8))
+        assert spread([hanging, Site()], 8, **quick) == list(range(8))
 
 
 def test_a_request_that_takes_too_long_is_tried_again_and_the_others_go_on() -> None:
@@ -143,11 +146,13 @@ def test_a_request_that_takes_too_long_is_tried_again_and_the_others_go_on() -> 
     async def slow_once(number: int) -> web.Response | None:
         late[number] += 1
         if number == 2 and late[number] == 1:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         return None
 
-    assert spread([Site(slow_once)], 6, request_seconds=1.0) == list(range(6))
-    assert late == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
+    site = Site(slow_once)
+    assert spread([site], 6, request_seconds=1.0, attempts=100) == list(range(6))
+    assert late[2] > 1
+    assert site.served[0] != 2
 
 
 @pytest.mark.filterwarnings("ignore:.*go to other servers")
@@ -163,9 +168,29 @@ def test_a_prompt_that_fails_while_its_server_dies_is_not_lost() -> None:
 
 
 def test_the_servers_that_are_left_take_more() -> None:
+    """More than their share: none of its requests is answered before."""
+
+    async def waits(number: int) -> web.Response | None:
+        while site.most_running <= 6:
+            await asyncio.sleep(0.01)
+        return None
+
+    site = Site(waits)
+    assert spread([Site(healthy=False), site], 12, per_server=12) == list(range(12))
+
+
+@pytest.mark.filterwarnings("ignore:.*go to other servers")
+def test_something_else_at_the_address_of_a_server_is_an_error_at_once() -> None:
+    """It has been started there since, and knows none of our paths."""
     site = Site()
-    assert spread([Site(healthy=False), site], 12, per_server=12, recovery_seconds=0.1) == list(range(12))
-    assert site.most_running > 6
+
+    async def is_replaced(number: int) -> web.Response | None:
+        site.health_status = 404
+        return web.Response(status=500)
+
+    site.misbehaves = is_replaced
+    with pytest.raises(ValueError, match=r"/health answered 404.*Did `observe-r1 serve` start this server"):
+        spread([site], 2)
 
 
 def test_without_a_server_the_reasons_are_told() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +17,7 @@ from observe_r1.encoding import PromptOptions
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
 from observe_r1.policy import Policy
 from observe_r1.rollout import VLLMLocalRollout
+from observe_r1.rollout.vllm_local import _side_effects_undone
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,33 @@ def test_several_ranks_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"there are 2 ranks: .*VLLMServerRollout"):
         VLLMLocalRollout().setup(policy, None)
+
+
+def test_another_gpu_than_the_first_is_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would take the first one all the same, and make it the current one of the process."""
+    monkeypatch.setattr(Policy, "device", torch.device("cuda", 1))
+    with pytest.raises(ValueError, match=r"on cuda:1, .* leave only that one in CUDA_VISIBLE_DEVICES"):
+        VLLMLocalRollout().setup(policy, None)
+
+
+def test_what_vllm_sets_in_the_process_is_set_back() -> None:
+    def settings() -> list[Any]:
+        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return [torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.set_num_threads, *drawn]
+
+    threads = torch.get_num_threads()
+    torch.set_float32_matmul_precision("high")
+    L.seed_everything(1)
+    with _side_effects_undone():
+        L.seed_everything(2)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_num_threads = lambda threads: None
+        torch.set_float32_matmul_precision("highest")
+    after = settings()
+    L.seed_everything(1)
+    assert after == settings()
+    assert after[:2] == [threads, "high"]
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -16,6 +16,7 @@ from observe_r1.rollout import SamplingOptions
 NEEDS_VLLM = [
     pytest.mark.vllm,
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # servers start slowly on a loaded machine, and some tests start them again
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -16,9 +18,12 @@ KEY = "a secret of the tests"
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """None of those that systems give to connections, one of which might have it by the time the server listens."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
@@ -44,12 +49,12 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 300) -> Server:
+    def wait(self, seconds: float = 900) -> Server:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
-                requests.get(f"{self.url}/health", timeout=2).raise_for_status()
+                requests.get(f"{self.url}/health", timeout=10).raise_for_status()
                 return self
             except requests.RequestException:
                 time.sleep(0.2)
@@ -61,7 +66,7 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def post(self, path: str, key: str = KEY, timeout: float = 30, **arguments: object) -> requests.Response:
+    def post(self, path: str, key: str = KEY, timeout: float = 120, **arguments: object) -> requests.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return requests.post(self.url + path, headers=headers, timeout=timeout, **arguments)  # type: ignore[arg-type]
 

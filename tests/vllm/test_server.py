@@ -31,7 +31,7 @@ def policy() -> Policy:
 
 
 def engine_for(servers: Sequence[Server], policy: Policy, encoder: PromptEncoder, **options: Any) -> VLLMServerRollout:
-    engine = VLLMServerRollout([server.url for server in servers], **{"recovery_seconds": 5.0, **options})
+    engine = VLLMServerRollout([server.url for server in servers], **{"recovery_seconds": 15.0, **options})
     engine.setup(policy, encoder.processor)
     return engine
 
@@ -101,7 +101,7 @@ def test_every_cache_has_to_be_reset(
     forgotten: str,
 ) -> None:
     """Without it the server fails, or serves what the old weights computed. (The third cache holds pixels.)"""
-    engine = engine_for(servers[:1], policy, encoder, attempts=1, recovery_seconds=0.0)
+    engine = engine_for(servers[:1], policy, encoder, attempts=1)
     request = VLLMServer._request
 
     async def forgetful(self: VLLMServer, method: str, path: str, *arguments: Any, **options: Any) -> Any:
@@ -208,7 +208,7 @@ def test_a_transfer_that_breaks_off_inside_a_server_leaves_it_silent(
     servers: list[Server], policy: Policy, encoder: PromptEncoder, prompts: list[EncodedPrompt]
 ) -> None:
     """Its weights are mixed then: it answers nobody, and has to be started again."""
-    engine = engine_for(servers[:1], policy, encoder, request_seconds=20.0, recovery_seconds=2.0)
+    engine = engine_for(servers[:1], policy, encoder, request_seconds=120.0)
     changed(policy, seed=1)
 
     def broken() -> Iterator[tuple[str, torch.Tensor]]:
@@ -217,7 +217,7 @@ def test_a_transfer_that_breaks_off_inside_a_server_leaves_it_silent(
 
     with pytest.raises(RuntimeError, match="No vLLM server took over the new weights"):
         engine.update_weights(broken(), version=1)
-    version = requests.get(f"{servers[0].url}/weight_info", headers=_key(servers[0]), timeout=10).json()
+    version = requests.get(f"{servers[0].url}/weight_info", headers=_key(servers[0]), timeout=60).json()
     assert version == {"weight_version": LOADING}
     body = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 2}}
     with pytest.raises(requests.ReadTimeout):
@@ -263,7 +263,7 @@ def test_nothing_listens_beyond_loopback_and_every_path_asks_for_the_key(servers
     for path in ("/collective_rpc", "/inference/v1/generate", "/pause", "/update_weight_version", "/v1/models"):
         for key in ("", "wrong"):
             assert server.post(path, key=key, json={}).status_code == 401
-    assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert requests.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_the_wrong_key_is_named(
@@ -296,7 +296,7 @@ def test_a_missing_server_is_named_with_the_command(policy: Policy, encoder: Pro
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"http://127\.0\.0\.1:9 did not answer .*--serve\.port 9"):
         engine.setup(policy, encoder.processor)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120  # and not 600
 
 
 def _key(server: Server) -> dict[str, str]:
