@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from observe_r1.autocast_weights import keep_cast
 from observe_r1.encoding import PromptOptions
 from observe_r1.hub import check_on_hub
 from observe_r1.offloading import OffloadedWeights
@@ -129,9 +130,21 @@ def _checkpoint_blocks(model: Any, options: PolicyOptions) -> None:
         model.enable_input_require_grads()
 
 
-def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
-    """A frozen copy of the model the policy starts from, for the KL term."""
+def load_reference(
+    options: PolicyOptions,
+    dtype: torch.dtype = torch.float32,
+    autocast_dtype: torch.dtype | None = None,
+    *,
+    empty: bool = False,
+) -> Policy:
+    """A frozen copy of the model the policy starts from, for the KL term.
+
+    Args:
+        autocast_dtype: Of the autocast that every call of it will be under; None: under none.
+    """
     model = _load_model(options, dtype, empty)
+    if autocast_dtype is not None:
+        keep_cast(model, autocast_dtype)
     return _policy(model, options).requires_grad_(False).eval()
 
 

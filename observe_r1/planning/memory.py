@@ -139,6 +139,7 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         return -(-parameters // of) * width
 
     reference = counts.total if setup.reference_model else 0
+    reference_size = _reference_size(setup, counts.total, counts.cast) if setup.reference_model else 0
     far = setup.reference_offload != "none"
     if spread.kind in ("single", "ddp"):
         packed = counts.quantized if setup.policy.quantization is not None else 0
@@ -147,8 +148,8 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
             GRADIENTS: counts.trained * size,
             BUCKETS: counts.trained * size if spread.copies_gradients else 0,
             OPTIMIZER: kept,
-            REFERENCE: 0 if far else reference * size,
-        }, reference * size if far else 0
+            REFERENCE: 0 if far else reference_size,
+        }, reference_size if far else 0
     if spread.kind == "fsdp2":
         return {
             WEIGHTS: share(counts.total, parts, size),
@@ -162,7 +163,7 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         GRADIENTS: share(counts.trained, 1 if spread.kind == "zero1" else parts, compute),
         OPTIMIZER: kept,
         MASTER: share(counts.trained, parts, 4),
-        REFERENCE: reference * size if whole else share(reference, parts, compute),
+        REFERENCE: reference_size if whole else share(reference, parts, compute),
     }
     offloaded = [OPTIMIZER, MASTER, GRADIENTS] if spread.offload_optimizer else []
     offloaded += [WEIGHTS, REFERENCE] if spread.offload_parameters and not whole else []
@@ -182,8 +183,16 @@ def _fetched_reference(setup: Setup, counts: Counts) -> Parts:
     """What its passes have on the device of a reference model that is offloaded otherwise."""
     if setup.reference_offload == "none" or not setup.reference_model:
         return {}
-    by_block = setup.reference_offload == "blocks"
-    return {REFERENCE: (counts.rest + counts.largest_block if by_block else counts.total) * setup.dtype.itemsize}
+    if setup.reference_offload == "model":
+        return {REFERENCE: _reference_size(setup, counts.total, counts.cast)}
+    fetched = counts.rest + counts.largest_block
+    return {REFERENCE: _reference_size(setup, fetched, counts.cast_rest + counts.cast_in_block)}
+
+
+def _reference_size(setup: Setup, parameters: int, cast: int) -> int:
+    """Bytes of so many parameters of a whole reference model, of which autocast would cast so many."""
+    kept = setup.compute_dtype.itemsize
+    return parameters * kept if setup.spread.is_zero else cast * kept + (parameters - cast) * setup.dtype.itemsize
 
 
 def _gathered(setup: Setup, counts: Counts) -> Parts:

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from measured import CASES, config_of
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_reference
 from observe_r1.planning import memory
 from observe_r1.planning.devices import DEVICES, find_device
 from observe_r1.planning.live_memory import LiveMemory
@@ -166,6 +167,23 @@ def test_an_offloaded_reference_is_on_the_device_for_its_passes_alone(kind: Any)
         assert (none, host, sum(near.values()) - sum(far.values())) == (0, 2 * 10**9, 2 * 10**9)
         passes = memory._fetched_reference(dataclasses.replace(SMALL, **setup, reference_offload=choice), counts)
         assert passes == {REFERENCE: fetched}
+
+
+def test_a_reference_model_has_the_bytes_of_a_real_one() -> None:
+    """Autocast leaves embeddings and norms in float32; DeepSpeed, which has none, leaves nothing."""
+    counts = count(load_policy(SMALL.policy))
+    for kind, real in (
+        ("ddp", load_reference(SMALL.policy, autocast_dtype=torch.bfloat16)),
+        ("zero2", load_reference(SMALL.policy, torch.bfloat16)),
+    ):
+        taken = [(p, p.numel() * p.element_size()) for p in real.parameters()]
+        planned, _ = held(counts, Spread(kind, 2), has_reference=True, **MIXED)
+        assert planned[REFERENCE] == sum(size for _, size in taken)
+        setup = dataclasses.replace(SMALL, spread=Spread(kind, 2), reference_offload="blocks", **MIXED)
+        blocks = [{id(p) for p in b.parameters()} for b in real.modules() if isinstance(b, GradientCheckpointingLayer)]
+        outside = sum(size for p, size in taken if not any(id(p) in block for block in blocks))
+        largest = max(sum(size for p, size in taken if id(p) in block) for block in blocks)
+        assert memory._fetched_reference(setup, counts) == {REFERENCE: outside + largest}
 
 
 def test_weights_in_four_bits_take_what_bitsandbytes_makes_of_them() -> None:
