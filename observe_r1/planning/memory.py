@@ -28,7 +28,10 @@ SAMPLING, OLD, REFERENCE_PASS, TRAINING, UPDATE = (
     *("forward and backward", "optimizer step"),
 )
 BLOCKS_GATHERED = 3
-"""Blocks of weights that FSDP2 has whole at once: the one that runs, the next one, and the buffer it comes in."""
+"""Blocks of weights that FSDP2 has whole at once: the one that runs, the next one, and the buffer it comes in.
+
+Around an embedding or output layer it is the layer, its buffer, and a block.
+"""
 
 ZERO3_LIVE = 10**9
 """Parameters that DeepSpeed keeps whole at most: its default of `stage3_max_live_parameters`."""
@@ -199,27 +202,32 @@ def _gathered(setup: Setup, counts: Counts) -> Parts:
     """Weights that a forward has whole, of a strategy that spreads them."""
     width = setup.compute_dtype.itemsize
     if setup.spread.kind == "fsdp2":
-        return {GATHERED: width * min(counts.total, counts.rest + BLOCKS_GATHERED * counts.largest_block)}
+        moving = max(BLOCKS_GATHERED * counts.largest_block, 2 * counts.vocabulary_layer + counts.largest_block)
+        return {GATHERED: width * min(counts.total, counts.root + moving)}
     if setup.spread.kind == "zero3":
         return {GATHERED: width * min(counts.total, ZERO3_LIVE)}
     return {}
 
 
 def _gathered_in_backward(setup: Setup, counts: Counts) -> Parts:
-    """The same, and gradients that have not been reduced yet: of a block, and of all that is in none."""
+    """The same, and gradients that have not been reduced yet: of a block or an output layer, and of what is in none."""
     found = _gathered(setup, counts)
     if setup.spread.kind == "fsdp2":
         width, reduced = setup.compute_dtype.itemsize, setup.dtype.itemsize
-        found[GATHERED] += counts.trained_in_block * (width + 2 * reduced) + counts.trained_rest * width
+        block, layer = counts.trained_in_block, counts.trained_in_vocabulary_layer
+        # those of a block beside what came before it and is on its way, or of the output layer, which comes first
+        moving = max(block * (width + reduced) + max(block, layer) * reduced, layer * (width + reduced))
+        found[GATHERED] += moving + counts.trained_root * width
     return found
 
 
 def _reduced_last(setup: Setup, counts: Counts) -> int:
-    """What FSDP2 reduces at the end of a backward, when no activation is left: all that is in no block."""
+    """What FSDP2 reduces at the end of a backward, when no activation is left: the embedding and all in no block."""
     if setup.spread.kind != "fsdp2":
         return 0
     width, reduced = setup.compute_dtype.itemsize, setup.dtype.itemsize
-    return counts.rest * width + counts.trained_rest * (width + reduced)
+    trained = counts.trained_root + counts.trained_in_vocabulary_layer
+    return (counts.root + 2 * counts.vocabulary_layer) * width + trained * (width + reduced)
 
 
 def _sampling(setup: Setup, rehearsal: Rehearsal, prompt: EncodedPrompt, length: int, device: Device) -> Parts:

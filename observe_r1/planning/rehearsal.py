@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import Optimizer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from observe_r1.autocast_weights import cast_weights
 from observe_r1.experience import EncodedPrompt, MicroBatch
 from observe_r1.fitting import dearest, forward_and_backward
-from observe_r1.loading import load_policy
+from observe_r1.loading import blocks_of, load_policy, vocabulary_layers
 from observe_r1.logprobs import sampling_logprobs
 from observe_r1.parameter_groups import parameter_groups
 from observe_r1.planning.live_memory import LiveMemory
@@ -48,6 +47,8 @@ class Counts:
         cast: That autocast casts to compute with; the reference model keeps them so.
         cast_rest: Of them, outside of all blocks.
         cast_in_block: Of them, in the block that has most.
+        vocabulary: Of `rest`, in an embedding and an output layer that are gathered apart: each has half of them.
+        trained_vocabulary: Of them, in one or both.
     """
 
     total: int
@@ -61,6 +62,26 @@ class Counts:
     cast: int = 0
     cast_rest: int = 0
     cast_in_block: int = 0
+    vocabulary: int = 0
+    trained_vocabulary: int = 0
+
+    @property
+    def root(self) -> int:
+        """What FSDP2 keeps whole from the forward to the end of the backward."""
+        return self.rest - self.vocabulary
+
+    @property
+    def trained_root(self) -> int:
+        return self.trained_rest - self.trained_vocabulary
+
+    @property
+    def vocabulary_layer(self) -> int:
+        """Either of an embedding and an output layer that are gathered apart."""
+        return self.vocabulary // 2
+
+    @property
+    def trained_in_vocabulary_layer(self) -> int:
+        return min(self.vocabulary_layer, self.trained_vocabulary)
 
 
 class Rehearsal:
@@ -89,7 +110,7 @@ class Rehearsal:
         if hasattr(backbone, "visual"):
             parts.append((TOWER, backbone.visual))
         # blocks too: checkpointing calls them again, outside of the model they belong to
-        parts += [(name, block) for name, part in parts for block in _blocks(part)]
+        parts += [(name, block) for name, part in parts for block in blocks_of(part)]
         self.memory.name_parts(parts)
         self._keeps_gradients = setup.spread.kind in ("single", "ddp")
         for parameter in self._trained():
@@ -275,7 +296,7 @@ class Rehearsal:
 
 def count(policy: Policy) -> Counts:
     """Parameters of a policy; shared ones count once."""
-    blocks = list(_blocks(policy))
+    blocks = blocks_of(policy)
     in_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
     parameters = list(policy.parameters())
     rest = [parameter for parameter in parameters if id(parameter) not in in_blocks]
@@ -283,6 +304,7 @@ def count(policy: Policy) -> Counts:
     def trained(some: Any) -> int:
         return sum(parameter.numel() for parameter in some if parameter.requires_grad)
 
+    vocabulary = [parameter for layer in vocabulary_layers(policy) for parameter in layer.parameters()]
     by_autocast = {id(parameter) for parameter in cast_weights(policy)}
 
     def cast(some: Any) -> int:
@@ -300,12 +322,9 @@ def count(policy: Policy) -> Counts:
         cast=cast(parameters),
         cast_rest=cast(rest),
         cast_in_block=max((cast(block.parameters()) for block in blocks), default=0),
+        vocabulary=sum(parameter.numel() for parameter in vocabulary),
+        trained_vocabulary=trained(vocabulary),
     )
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What FSDP2 gathers apart from each other, see `observe_r1.loading.shard_policy`."""
-    return (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer))
 
 
 def _in_one_go(optimizer: Optimizer) -> None:

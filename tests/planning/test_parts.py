@@ -59,11 +59,17 @@ def test_parameters_are_those_of_the_real_model(options: PolicyOptions) -> None:
     assert planned.memory.live[WEIGHTS] == bytes_of_weights + buffers
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("3B", 3_754_622_976), ("7B", 8_292_166_656)])
-def test_published_shapes_have_the_published_number_of_parameters(name: str, parameters: int, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "apart"), [("3B", 3_754_622_976, 0), ("7B", 8_292_166_656, 2 * 152_064 * 3584)]
+)
+def test_published_shapes_have_the_published_number_of_parameters(
+    name: str, parameters: int, apart: int, tmp_path: Any
+) -> None:
+    """And an embedding and an output layer where both are one, and where they are two."""
     (hub_name,) = (known for known in PUBLISHED if f"-{name}-" in known)
     directory = config_directory(hub_name, tmp_path)
-    assert count(load_policy(PolicyOptions(directory), torch.bfloat16, empty=True)).total == parameters
+    counts = count(load_policy(PolicyOptions(directory), torch.bfloat16, empty=True))
+    assert (counts.total, counts.vocabulary, counts.trained_vocabulary) == (parameters, apart, apart)
 
 
 def test_a_config_that_is_nowhere_gets_a_remedy(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

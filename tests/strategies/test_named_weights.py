@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from random_models import build_model
 
 from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, shard_policy
 from observe_r1.peak_memory import PeakMemory
 from observe_r1.policy import Policy
 
+from .processes import on_two_ranks
+
 LORA = LoraOptions(4, 8, ["q_proj", "down_proj"])
-
-
-def join(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Does the work as one of two ranks. Ends the threads of gloo, which may abort an interpreter that ends."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    work(dist.init_device_mesh("cpu", (2,)), *arguments)
-    gc.collect()  # a sharded model knows the group
-    dist.destroy_process_group()
 
 
 def load_with_adapters_that_do_something(options: PolicyOptions, dtype: torch.dtype, *, empty: bool = False) -> Policy:
@@ -74,19 +63,13 @@ def measure(mesh: dist.DeviceMesh, directory: str) -> None:
     assert sum(sizes) > 4 * largest
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_every_weight_comes_once_and_whole(lora: LoraOptions | None) -> None:
+def test_every_weight_comes_once_and_whole(lora: LoraOptions | None, tmp_path: Path) -> None:
     """Rotary frequencies, which no state dict has, are filled in too."""
     if lora is not None:
         pytest.importorskip("peft")
-    mp.spawn(join, (free_port(), compare, "quickstart", lora), nprocs=2)  # type: ignore[no-untyped-call]
+    on_two_ranks(tmp_path, compare, "quickstart", lora)
 
 
 @pytest.mark.slow
@@ -95,4 +78,4 @@ def test_a_weight_at_a_time_is_all_the_memory_it_takes(tmp_path: Path) -> None:
         pytest.skip("this machine does not tell the peak")
     model = build_model(vocabulary=16_384, hidden=512, intermediate=2048, layers=8, tied=True)
     model.save_pretrained(tmp_path)
-    mp.spawn(join, (free_port(), measure, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    on_two_ranks(tmp_path, measure, str(tmp_path))
