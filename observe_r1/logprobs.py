@@ -169,8 +169,9 @@ def _weight_alone(module: nn.Module) -> Tensor | None:
     """The weight, where the module is nothing but a product with it; adapters, biases and shards go through it."""
     if not is_a_product(module):
         return None
-    weight: Any = module.weight
-    whole = type(weight) is nn.Parameter and weight.shape == (module.out_features, module.in_features)
+    layer: Any = module
+    weight: Tensor = layer.weight
+    whole = type(weight) is nn.Parameter and weight.shape == (layer.out_features, layer.in_features)
     whole = whole and not hasattr(weight, "ds_id")  # ZeRO-3 may take it apart again before the backward
     return weight if whole else None
 

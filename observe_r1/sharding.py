@@ -120,10 +120,11 @@ def in_place_of_forward(module: nn.Module, function: Callable[..., Result], *arg
     """
     if not isinstance(module, FSDPModule):
         return function(*arguments)
-    if not hasattr(module, "_call"):
-        module._call = lambda function, *arguments: function(*arguments)
-        register_fsdp_forward_method(module, "_call")
-    result: Result = module._call(function, *arguments)
+    sharded: Any = module
+    if not hasattr(sharded, "_call"):
+        sharded._call = lambda function, *arguments: function(*arguments)
+        register_fsdp_forward_method(sharded, "_call")
+    result: Result = sharded._call(function, *arguments)
     return result
 
 
