@@ -59,7 +59,7 @@ def measure(mesh: dist.DeviceMesh, directory: str) -> None:
         dist.all_gather_into_tensor(full, part)
     copy = memory.peak - memory.before
     print(f"{extra / 2**20:.1f} MiB extra, {copy / 2**20:.1f} of them gloo's; largest weight {largest / 2**20:.1f}")
-    assert extra - copy <= 1.1 * largest + 2**20
+    assert extra - copy <= 1.5 * largest  # less than two
     assert sum(sizes) > 4 * largest
 
 
