@@ -82,7 +82,7 @@ class PromptEncoder:
             return Skipped(
                 prompt.position,
                 "video_placeholder",
-                f"sample {prompt.id!r}: its text has the place of a video, not one",
+                f"sample {prompt.id!r}: its text has a place for a video",
             )
         if len(token_ids) > self.options.max_prompt_tokens:
             return Skipped(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def batch_of(rank: int) -> list[GroupSlice]:
 
 
 def step(mesh: dist.DeviceMesh, directory: str) -> None:
+    warnings.filterwarnings("error", message=".*returned a view tensor")
     options = PolicyOptions(directory, logprob_chunk_tokens=8)
     policy, plain = shard_policy(load_policy, options, torch.float32, mesh), load_policy(options)
     layers = policy.transformer.get_input_embeddings(), policy.transformer.get_output_embeddings()
