@@ -9,6 +9,8 @@ import torch
 
 from observe_r1.experience import EncodedPrompt, Prompt, Skipped, VisionInputs
 
+VIDEO = 2  # of `mm_token_type_ids`
+
 SYSTEM_PROMPT = (
     "Look at the image before you reason. First write what you see that matters for the question inside "
     "<observe> </observe>, then reason step by step inside <think> </think>, and give only the final answer inside "
@@ -75,7 +77,13 @@ class PromptEncoder:
             encoded = self.processor(text=[text], images=images, return_tensors="pt", return_mm_token_type_ids=True)
         except ValueError as error:  # the image processor refuses, for instance, an aspect ratio above 200
             return Skipped(prompt.position, "image_refused", f"sample {prompt.id!r}: {error}")
-        token_ids = encoded["input_ids"][0]
+        token_ids, types = encoded["input_ids"][0], encoded["mm_token_type_ids"][0].to(torch.long)
+        if bool((types == VIDEO).any()):
+            return Skipped(
+                prompt.position,
+                "video_placeholder",
+                f"sample {prompt.id!r}: its text has a place for a video",
+            )
         if len(token_ids) > self.options.max_prompt_tokens:
             return Skipped(
                 prompt.position,
@@ -84,4 +92,4 @@ class PromptEncoder:
                 f"{self.options.max_prompt_tokens}: raise it, or lower prompt.max_pixels",
             )
         vision = VisionInputs(encoded["pixel_values"], encoded["image_grid_thw"]) if images else None
-        return EncodedPrompt(prompt, token_ids, encoded["mm_token_type_ids"][0].to(torch.long), vision)
+        return EncodedPrompt(prompt, token_ids, types, vision)

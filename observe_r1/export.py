@@ -14,7 +14,7 @@ from torch import Tensor
 from observe_r1.atomic_files import intact
 from observe_r1.checkpoint import DEEPSPEED_TAG, ENTRY, FSDP2_METADATA, POLICY, check_file, unsaved
 from observe_r1.encoding import PromptOptions
-from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor, locate
 from observe_r1.policy import Policy
 from observe_r1.quantization import unpack_to
 
@@ -44,9 +44,9 @@ def export_checkpoint(checkpoint: str, output: str, pretrained: str | None = Non
     options = _policy_options(entry["policy"], pretrained)
     policy = load_policy(options)
     _fill(policy, source)
-    wanted = policy.model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    policy.to(wanted or torch.float32)
-    unpack_to(policy, wanted or torch.float32)
+    wanted = _stored_dtype(options) if dtype == "auto" else getattr(torch, dtype)
+    policy.to(wanted)
+    unpack_to(policy, wanted)
     partial = target.with_name(target.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -79,6 +79,13 @@ def _policy_options(saved: Mapping[str, Any], pretrained: str | None) -> PolicyO
     lora = None if saved["lora"] is None else LoraOptions(**saved["lora"])
     changes = {"pretrained": pretrained or saved["pretrained"], "lora": lora, "gradient_checkpointing": False}
     return PolicyOptions(**{**saved, **changes})
+
+
+def _stored_dtype(options: PolicyOptions) -> torch.dtype:
+    """In which the model lies on disk: once loaded, its config has the dtype that it was loaded in."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(locate(options.pretrained)).dtype or torch.float32
 
 
 def _fill(policy: Policy, path: Path) -> None:

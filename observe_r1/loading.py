@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from observe_r1.autocast_weights import keep_cast
 from observe_r1.encoding import PromptOptions
 from observe_r1.hub import check_on_hub
+from observe_r1.logprobs import is_a_product
 from observe_r1.offloading import OffloadedWeights
 from observe_r1.parameter_groups import fitting_patterns
 from observe_r1.policy import Policy
@@ -129,22 +132,41 @@ def _checkpoint_blocks(model: Any, options: PolicyOptions) -> None:
         model.enable_input_require_grads()
 
 
-def load_reference(options: PolicyOptions, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Policy:
-    """A frozen copy of the model the policy starts from, for the KL term."""
+def load_reference(
+    options: PolicyOptions,
+    dtype: torch.dtype = torch.float32,
+    autocast_dtype: torch.dtype | None = None,
+    *,
+    empty: bool = False,
+) -> Policy:
+    """A frozen copy of the model the policy starts from, for the KL term.
+
+    Args:
+        autocast_dtype: Of the autocast that every call of it will be under; None: under none.
+    """
     model = _load_model(options, dtype, empty)
+    if autocast_dtype is not None:
+        keep_cast(model, autocast_dtype)
     return _policy(model, options).requires_grad_(False).eval()
 
 
 def offload(policy: Policy, device: torch.device, by_block: bool) -> Policy:
     """Keeps the weights of a frozen policy in the memory of the CPU; see `Policy.at_hand`."""
-    blocks = _blocks(policy) if by_block else []
+    blocks = blocks_of(policy) if by_block else []
     policy.offloaded = OffloadedWeights(policy, blocks, device)
     return policy
 
 
-def _blocks(policy: Policy) -> list[torch.nn.Module]:
-    """Of the text model and the vision tower."""
-    return [part for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)]
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Blocks of the text model and the vision tower."""
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+def vocabulary_layers(policy: Policy) -> list[nn.Module]:
+    """Embedding and output layer, each as large as several blocks; none where both have one weight."""
+    first, last = policy.transformer.get_input_embeddings(), policy.transformer.get_output_embeddings()
+    apart = type(first) is nn.Embedding and is_a_product(last) and last.weight is not first.weight
+    return [first, last] if apart else []
 
 
 def load_processor(pretrained: str, options: PromptOptions) -> Any:
@@ -189,7 +211,7 @@ def shard_policy(
     """
     full = load(options, dtype) if torch.distributed.get_rank() == 0 else None
     policy = load(options, dtype, empty=True)
-    shard_like(policy, _blocks(policy), full, mesh, compute_dtype, ("next_logits",))
+    shard_like(policy, [*blocks_of(policy), *vocabulary_layers(policy)], full, mesh, compute_dtype, ("next_logits",))
     policy.in_lockstep = True
     return policy
 
@@ -258,7 +280,7 @@ def _add_adapters(model: Any, options: LoraOptions) -> Any:
         raise ValueError("policy.lora needs peft: pip install 'observe-r1[lora]'.") from error
     targets = "all-linear" if options.target_modules == ["all-linear"] else options.target_modules
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
-    linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    linear = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     if targets != "all-linear":
         # peft passes over a name that fits nothing where another one fits
         unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]

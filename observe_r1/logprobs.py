@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
+
+from observe_r1.sharding import in_place_of_forward
 
 
 @dataclass
@@ -38,6 +41,10 @@ class LogprobHead:
 
     def __call__(self, hidden: Tensor, targets: Tensor) -> TokenLogprobs:
         """Log-probs [T] of `targets` from hidden states [T, H]."""
+        logprobs, entropy = in_place_of_forward(self.module, self._logprobs, hidden, targets)
+        return TokenLogprobs(logprobs, entropy if self.with_entropy else None)
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         weight = _weight_alone(self.module)
         if weight is None:
             return self._through_the_module(hidden, targets)
@@ -45,10 +52,10 @@ class LogprobHead:
             # the backward runs outside of autocast, so the dtype is fixed here
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
-        logprobs, entropy = _LinearLogprobs.apply(hidden, weight, targets, self)  # type: ignore[no-untyped-call]
-        return TokenLogprobs(logprobs, entropy if self.with_entropy else None)
+        found: tuple[Tensor, Tensor | None] = _LinearLogprobs.apply(hidden, weight, targets, self)  # type: ignore[no-untyped-call]
+        return found
 
-    def _through_the_module(self, hidden: Tensor, targets: Tensor) -> TokenLogprobs:
+    def _through_the_module(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         logprobs, entropies = [], []
         for part in self.chunks(len(targets)):
             if torch.is_grad_enabled():
@@ -59,7 +66,7 @@ class LogprobHead:
                 chosen, entropy = self._chunk(hidden[part], targets[part])
             logprobs.append(chosen)
             entropies.append(entropy)
-        return TokenLogprobs(torch.cat(logprobs), torch.cat(entropies) if self.with_entropy else None)
+        return torch.cat(logprobs), torch.cat(entropies) if self.with_entropy else None
 
     def _chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         distribution = sampling_logprobs(self.module(hidden), self.forbidden, self.temperature)
@@ -151,12 +158,20 @@ class _Scores:
         return scores.index_fill_(1, self.head.forbidden, torch.finfo(self.dtype).min)
 
 
+def is_a_product(module: nn.Module) -> bool:
+    """It does nothing but multiply with its weight."""
+    # FSDP2 makes a class of its own of what it gathers apart
+    is_linear = type(module) is nn.Linear or (isinstance(module, nn.Linear) and isinstance(module, FSDPModule))
+    return is_linear and getattr(module, "bias", None) is None
+
+
 def _weight_alone(module: nn.Module) -> Tensor | None:
     """The weight, where the module is nothing but a product with it; adapters, biases and shards go through it."""
-    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None:
+    if not is_a_product(module):
         return None
-    weight: Tensor = module.weight
-    whole = type(weight) is nn.Parameter and weight.shape == (module.out_features, module.in_features)
+    layer: Any = module
+    weight: Tensor = layer.weight
+    whole = type(weight) is nn.Parameter and weight.shape == (layer.out_features, layer.in_features)
     whole = whole and not hasattr(weight, "ds_id")  # ZeRO-3 may take it apart again before the backward
     return weight if whole else None
 

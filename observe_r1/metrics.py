@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from observe_r1.answers import is_well_formed
 from observe_r1.experience import MicroBatch, PromptGroup
 from observe_r1.objective import ObjectiveTerms, TokenBatch, kl_estimate
 
@@ -118,6 +119,16 @@ class PassRate(Metric):
         self.total.index_add_(0, rows, torch.ones_like(rows))
         self.well_formed += well_formed.to(self.well_formed).sum()
         self.tokens += lengths.to(self.tokens).sum()
+
+    def add(self, answers: Sequence[PromptGroup]) -> None:
+        """Adds scored answers, one to each question; those that nobody can judge are left out."""
+        judged = [(group, group.scores) for group in answers if group.scores is not None and group.scores.judged.all()]
+        self.update(
+            [group.prompt.prompt.difficulty for group, _ in judged],
+            torch.tensor([bool(scores.correct[0]) for _, scores in judged]),
+            torch.tensor([is_well_formed(group.completions[0].text) for group, _ in judged]),
+            torch.tensor([len(group.completions[0]) for group, _ in judged]),
+        )
 
     def compute(self) -> dict[str, Tensor]:
         answers = self.total.sum()

@@ -27,23 +27,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from observe_r1.advantages import AdvantageOptions
-from observe_r1.answers import is_well_formed
 from observe_r1.checkpoint import ENTRY, check_entry, drop_frozen, restore_frozen
 from observe_r1.collection import FilteringOptions, PromptSource, RolloutCollector, UpdateOptions, rollout_seed
 from observe_r1.encoding import PromptEncoder, PromptOptions
 from observe_r1.experience import EncodedPrompt, Experience, MicroBatch, PromptGroup, Sealed, StartedRollout
 from observe_r1.loading import PolicyOptions, load_processor
+from observe_r1.loss import micro_batch_loss
 from observe_r1.metrics import PassRate, step_sums
-from observe_r1.objective import (
-    OBJECTIVES,
-    ImportanceOptions,
-    KLOptions,
-    ObjectiveOptions,
-    TokenBatch,
-    importance_weights,
-    kl_estimate,
-    kl_to_come,
-)
+from observe_r1.objective import ImportanceOptions, KLOptions, ObjectiveOptions
 from observe_r1.parameter_groups import parameter_groups
 from observe_r1.phase_clock import PhaseClock
 from observe_r1.policy import Policy
@@ -266,23 +257,8 @@ class ObserveR1(L.LightningModule):
     def training_step(self, sealed: Sealed[MicroBatch], batch_idx: int) -> Tensor:
         batch = sealed.content
         output = self.policy(batch.slices, self.sampling.temperature, with_entropy=True)
-        old = output.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        sequence = torch.repeat_interleave(torch.arange(len(batch.lengths), device=old.device), batch.lengths)
-        advantages = batch.advantages[sequence]
-        weight = batch.trained[sequence]
-        if self._corrects_importance():
-            weight = weight * importance_weights(old, batch.sampler_logprobs, sequence, batch.lengths, self.importance)
-        if self.kl.coefficient > 0 and self.kl.placement == "reward":
-            assert batch.reference_logprobs is not None
-            kl = kl_estimate(old, batch.reference_logprobs, self.kl.estimator)
-            advantages = advantages - self.kl.coefficient * kl_to_come(kl, batch.lengths)
-        tokens = TokenBatch(output.logprobs, old, advantages, sequence, batch.lengths, weight)
-        terms = OBJECTIVES[self.objective.name](tokens, self.objective, batch.totals)
-        loss = terms.loss
-        if self.kl.coefficient > 0 and self.kl.placement == "loss":
-            assert batch.reference_logprobs is not None
-            kl = kl_estimate(output.logprobs, batch.reference_logprobs, self.kl.estimator)
-            loss = loss + self.kl.coefficient * (kl * terms.token_weight * weight).sum()
+        importance = self.importance if self._corrects_importance() else None
+        loss, tokens, terms = micro_batch_loss(batch, output.logprobs, self.objective, self.kl, importance)
         self._log_step(step_sums(batch, tokens, terms, loss, output.entropy), batch.last_of_step)
         return loss * self._loss_scale()
 
@@ -314,13 +290,7 @@ class ObserveR1(L.LightningModule):
 
     def validation_step(self, sealed: Sealed[list[EncodedPrompt]], batch_idx: int) -> dict[str, Any]:
         answers = self._answer(sealed.content, self.greedy)
-        judged = [group for group in answers if group.scores is not None and bool(group.scores.judged.all())]
-        self.pass_rate.update(
-            [group.prompt.prompt.difficulty for group in judged],
-            torch.tensor([group.scores is not None and bool(group.scores.correct[0]) for group in judged]),
-            torch.tensor([is_well_formed(group.completions[0].text) for group in judged]),
-            torch.tensor([len(group.completions[0]) for group in judged]),
-        )
+        self.pass_rate.add(answers)
         return {"answers": answers}  # for callbacks
 
     def on_validation_epoch_end(self) -> None:

@@ -19,7 +19,7 @@ from observe_r1.planning.options import PlanOptions
 from observe_r1.planning.plan import Plan, device_of, make_plan, write_json
 from observe_r1.planning.setup import Setup, Spread
 from observe_r1.planning.terminal import show
-from observe_r1.strategies import DTYPES, FSDP2
+from observe_r1.strategies import DTYPES, FSDP2, MIXED_DTYPES
 
 
 class PlanCLI(ObserveR1CLI):
@@ -77,7 +77,7 @@ def read_setup(
     ranks = _number_of_devices(trainer, options, kind) * int(options.nodes or trainer["num_nodes"] or 1)
     spread = read_strategy(trainer["strategy"], ranks)
     dtype = DTYPES.get(precision, torch.float32)
-    compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, dtype)
+    compute = MIXED_DTYPES.get(precision, dtype)
     quantization = module.policy_options.quantization
     if quantization is not None:
         if spread.kind not in ("single", "ddp"):

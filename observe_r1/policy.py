@@ -184,7 +184,7 @@ class Policy(nn.Module):
         nothing = GroupSlice(self.blank_prompt(self.device), [torch.zeros(1, dtype=torch.long, device=self.device)])
         output = forward([*slices, nothing])
         entropy = None if output.entropy is None else output.entropy[:-1]
-        return TokenLogprobs(output.logprobs[:-1], entropy)
+        return TokenLogprobs(output.logprobs[:-1].clone(), entropy)  # FSDP2 warns of a view
 
     def _check(self, slices: Sequence[GroupSlice], head: LogprobHead) -> None:
         """Compares both forwards on the first groups that come, and gives up sharing where they differ."""

@@ -7,9 +7,9 @@ often. FSDP2 (`DTensor` parameters) and ZeRO-3 (parameters with a `ds_id`) are t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from observe_r1.answers import Gold
 from observe_r1.experience import EncodedPrompt, Prompt, VisionInputs
+
+Result = TypeVar("Result")
 
 # ---- lockstep --------------------------------------------------------------------------------------------------------
 
@@ -110,6 +112,22 @@ def kept_whole(module: nn.Module) -> Iterator[bool]:
             part.reshard()
 
 
+def in_place_of_forward(module: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function as FSDP2 calls the module: its weights are whole inside, and again in the backward.
+
+    Args:
+        function: Reads the module's weights. Everything that needs a gradient has to come to it as an argument.
+    """
+    if not isinstance(module, FSDPModule):
+        return function(*arguments)
+    sharded: Any = module
+    if not hasattr(sharded, "_call"):
+        sharded._call = lambda function, *arguments: function(*arguments)
+        register_fsdp_forward_method(sharded, "_call")
+    result: Result = sharded._call(function, *arguments)
+    return result
+
+
 # ---- FSDP2 -----------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +145,8 @@ def shard_like(
 
     Args:
         module: On the meta device.
-        blocks: Modules within it that are gathered apart from each other; what remains is gathered as one.
+        blocks: Modules within it that are gathered apart from each other; what remains is gathered as one, and stays
+            whole from the forward to the end of the backward.
         full: On rank 0 the same module with its weights, on the CPU; None on other ranks.
         mesh: Of one dimension, or of two: replicas, and ranks that share one.
         compute_dtype: To which gathered weights are cast. Weights, gradients and optimizer keep their own.

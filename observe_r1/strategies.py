@@ -26,6 +26,10 @@ from observe_r1.objective import ReferenceOffload
 from observe_r1.policy import Policy
 
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Of weights, by precision; float32 with others."""
+
+MIXED_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""In which matrices are multiplied, by precision; as the weights with others."""
 
 
 class FSDP2(ModelParallelStrategy):
@@ -174,7 +178,7 @@ def load_models(
             f"kl.reference_offload is {offload_reference}, and {type(strategy).__name__} spreads the reference model "
             "over the ranks already: set it to none."
         )
-    dtype = DTYPES.get(precision, torch.float32)
+    dtype, mixed = DTYPES.get(precision, torch.float32), MIXED_DTYPES.get(precision)
     if options.quantization is not None:
         if isinstance(strategy, FSDP2 | DeepSpeedStrategy):
             raise ValueError(
@@ -183,12 +187,12 @@ def load_models(
                 "a quarter of them, or policy.quantization: null."
             )
         # frozen weights need no more digits than they compute with; adapters stay float32
-        dtype = torch.bfloat16 if precision == "bf16-mixed" else dtype
+        dtype = mixed or dtype
     if isinstance(strategy, FSDP2):
-        mesh, compute = strategy.weight_mesh, torch.bfloat16 if precision == "bf16-mixed" else None
-        policy = shard_policy(load_policy, options, dtype, mesh, compute)
+        mesh = strategy.weight_mesh
+        policy = shard_policy(load_policy, options, dtype, mesh, mixed)
         # frozen, it needs no more digits than it computes with
-        reference = shard_policy(load_reference, options, compute or dtype, mesh) if with_reference else None
+        reference = shard_policy(load_reference, options, mixed or dtype, mesh) if with_reference else None
         return policy, reference
     if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
         from transformers.integrations import HfDeepSpeedConfig
@@ -199,10 +203,15 @@ def load_models(
         reference = _zero_reference(strategy, load_reference(options, dtype)) if with_reference else None
         del loads_parts
         return policy, reference
-    reference = load_reference(options, dtype) if with_reference else None
-    if reference is not None and offload_reference == "none":
+    if offload_reference is None:
+        return load_policy(options, dtype), None
+    if isinstance(strategy, DeepSpeedStrategy):
+        reference = load_reference(options, mixed or dtype)  # its engine casts the whole policy: there is no autocast
+    else:
+        reference = load_reference(options, dtype, mixed)
+    if offload_reference == "none":
         reference.to(strategy.root_device)
-    elif reference is not None:
+    else:
         offload(reference, strategy.root_device, by_block=offload_reference == "blocks")
     return load_policy(options, dtype), reference
 

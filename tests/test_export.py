@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
+from observe_r1.checkpoint import ENTRY, POLICY
+from observe_r1.encoding import PromptOptions
+from observe_r1.export import Dtype, export_checkpoint
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_processor
 from observe_r1.quickstart.questions import make_question
 
 TRAINING = (
@@ -36,6 +41,27 @@ TRAINING = (
     "--data.prompts_per_rollout=6",
     "--data.workers=0",
 )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
+)
+def test_the_dtype_is_that_of_the_first_model_unless_asked_for(
+    dtype: Dtype, expected: torch.dtype, tmp_path: Path
+) -> None:
+    """A run in float32 that started from a model in bfloat16, as those of the hub are."""
+    start, checkpoint, output = tmp_path / "start", tmp_path / "last.ckpt", tmp_path / "output"
+    load_policy(PolicyOptions("quickstart"), torch.bfloat16).save_pretrained(start)
+    load_processor("quickstart", PromptOptions()).save_pretrained(start)
+    options = PolicyOptions(str(start))
+    policy = load_policy(options)
+    assert policy.model.dtype == torch.float32
+    entry = {"policy": dataclasses.asdict(options), "prompt": dataclasses.asdict(PromptOptions())}
+    weights = {f"{POLICY}{name}": weight for name, weight in policy.state_dict().items()}
+    torch.save({"state_dict": weights, ENTRY: entry}, checkpoint)
+    export_checkpoint(str(checkpoint), str(output), dtype=dtype)
+    assert {weight.dtype for weight in load_file(output / "model.safetensors").values()} == {expected}
+    assert AutoConfig.from_pretrained(output).dtype == expected
 
 
 @pytest.mark.slow

@@ -28,7 +28,10 @@ SAMPLING, OLD, REFERENCE_PASS, TRAINING, UPDATE = (
     *("forward and backward", "optimizer step"),
 )
 BLOCKS_GATHERED = 3
-"""Blocks of weights that FSDP2 has whole at once: the one that runs, the next one, and the buffer it comes in."""
+"""Blocks of weights that FSDP2 has whole at once: the one that runs, the next one, and the buffer it comes in.
+
+Around an embedding or output layer it is the layer, its buffer, and a block.
+"""
 
 ZERO3_LIVE = 10**9
 """Parameters that DeepSpeed keeps whole at most: its default of `stage3_max_live_parameters`."""
@@ -139,6 +142,7 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         return -(-parameters // of) * width
 
     reference = counts.total if setup.reference_model else 0
+    reference_size = _reference_size(setup, counts.total, counts.cast) if setup.reference_model else 0
     far = setup.reference_offload != "none"
     if spread.kind in ("single", "ddp"):
         packed = counts.quantized if setup.policy.quantization is not None else 0
@@ -147,8 +151,8 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
             GRADIENTS: counts.trained * size,
             BUCKETS: counts.trained * size if spread.copies_gradients else 0,
             OPTIMIZER: kept,
-            REFERENCE: 0 if far else reference * size,
-        }, reference * size if far else 0
+            REFERENCE: 0 if far else reference_size,
+        }, reference_size if far else 0
     if spread.kind == "fsdp2":
         return {
             WEIGHTS: share(counts.total, parts, size),
@@ -162,7 +166,7 @@ def _resident(setup: Setup, counts: Counts, kept: int) -> tuple[Parts, int]:
         GRADIENTS: share(counts.trained, 1 if spread.kind == "zero1" else parts, compute),
         OPTIMIZER: kept,
         MASTER: share(counts.trained, parts, 4),
-        REFERENCE: reference * size if whole else share(reference, parts, compute),
+        REFERENCE: reference_size if whole else share(reference, parts, compute),
     }
     offloaded = [OPTIMIZER, MASTER, GRADIENTS] if spread.offload_optimizer else []
     offloaded += [WEIGHTS, REFERENCE] if spread.offload_parameters and not whole else []
@@ -182,35 +186,48 @@ def _fetched_reference(setup: Setup, counts: Counts) -> Parts:
     """What its passes have on the device of a reference model that is offloaded otherwise."""
     if setup.reference_offload == "none" or not setup.reference_model:
         return {}
-    by_block = setup.reference_offload == "blocks"
-    return {REFERENCE: (counts.rest + counts.largest_block if by_block else counts.total) * setup.dtype.itemsize}
+    if setup.reference_offload == "model":
+        return {REFERENCE: _reference_size(setup, counts.total, counts.cast)}
+    fetched = counts.rest + counts.largest_block
+    return {REFERENCE: _reference_size(setup, fetched, counts.cast_rest + counts.cast_in_block)}
+
+
+def _reference_size(setup: Setup, parameters: int, cast: int) -> int:
+    """Bytes of so many parameters of a whole reference model, of which autocast would cast so many."""
+    kept = setup.compute_dtype.itemsize
+    return parameters * kept if setup.spread.is_zero else cast * kept + (parameters - cast) * setup.dtype.itemsize
 
 
 def _gathered(setup: Setup, counts: Counts) -> Parts:
     """Weights that a forward has whole, of a strategy that spreads them."""
     width = setup.compute_dtype.itemsize
     if setup.spread.kind == "fsdp2":
-        return {GATHERED: width * min(counts.total, counts.rest + BLOCKS_GATHERED * counts.largest_block)}
+        moving = max(BLOCKS_GATHERED * counts.largest_block, 2 * counts.vocabulary_layer + counts.largest_block)
+        return {GATHERED: width * min(counts.total, counts.root + moving)}
     if setup.spread.kind == "zero3":
         return {GATHERED: width * min(counts.total, ZERO3_LIVE)}
     return {}
 
 
 def _gathered_in_backward(setup: Setup, counts: Counts) -> Parts:
-    """The same, and gradients that have not been reduced yet: of a block, and of all that is in none."""
+    """The same, and gradients that have not been reduced yet: of a block or an output layer, and of what is in none."""
     found = _gathered(setup, counts)
     if setup.spread.kind == "fsdp2":
         width, reduced = setup.compute_dtype.itemsize, setup.dtype.itemsize
-        found[GATHERED] += counts.trained_in_block * (width + 2 * reduced) + counts.trained_rest * width
+        block, layer = counts.trained_in_block, counts.trained_in_vocabulary_layer
+        # those of a block beside what came before it and is on its way, or of the output layer, which comes first
+        moving = max(block * (width + reduced) + max(block, layer) * reduced, layer * (width + reduced))
+        found[GATHERED] += moving + counts.trained_root * width
     return found
 
 
 def _reduced_last(setup: Setup, counts: Counts) -> int:
-    """What FSDP2 reduces at the end of a backward, when no activation is left: all that is in no block."""
+    """What FSDP2 reduces at the end of a backward, when no activation is left: the embedding and all in no block."""
     if setup.spread.kind != "fsdp2":
         return 0
     width, reduced = setup.compute_dtype.itemsize, setup.dtype.itemsize
-    return counts.rest * width + counts.trained_rest * (width + reduced)
+    trained = counts.trained_root + counts.trained_in_vocabulary_layer
+    return (counts.root + 2 * counts.vocabulary_layer) * width + trained * (width + reduced)
 
 
 def _sampling(setup: Setup, rehearsal: Rehearsal, prompt: EncodedPrompt, length: int, device: Device) -> Parts:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import Optimizer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from observe_r1.autocast_weights import cast_weights
 from observe_r1.experience import EncodedPrompt, MicroBatch
 from observe_r1.fitting import dearest, forward_and_backward
-from observe_r1.loading import load_policy
+from observe_r1.loading import blocks_of, load_policy, vocabulary_layers
 from observe_r1.logprobs import sampling_logprobs
 from observe_r1.parameter_groups import parameter_groups
 from observe_r1.planning.live_memory import LiveMemory
@@ -44,6 +44,11 @@ class Counts:
         rest: Outside of all blocks: embeddings, head, merger.
         quantized: That quantisation would pack.
         largest_quantized: Of one layer.
+        cast: That autocast casts to compute with; the reference model keeps them so.
+        cast_rest: Of them, outside of all blocks.
+        cast_in_block: Of them, in the block that has most.
+        vocabulary: Of `rest`, in an embedding and an output layer that are gathered apart: each has half of them.
+        trained_vocabulary: Of them, in one or both.
     """
 
     total: int
@@ -54,6 +59,29 @@ class Counts:
     trained_in_block: int
     quantized: int = 0
     largest_quantized: int = 0
+    cast: int = 0
+    cast_rest: int = 0
+    cast_in_block: int = 0
+    vocabulary: int = 0
+    trained_vocabulary: int = 0
+
+    @property
+    def root(self) -> int:
+        """What FSDP2 keeps whole from the forward to the end of the backward."""
+        return self.rest - self.vocabulary
+
+    @property
+    def trained_root(self) -> int:
+        return self.trained_rest - self.trained_vocabulary
+
+    @property
+    def vocabulary_layer(self) -> int:
+        """Either of an embedding and an output layer that are gathered apart."""
+        return self.vocabulary // 2
+
+    @property
+    def trained_in_vocabulary_layer(self) -> int:
+        return min(self.vocabulary_layer, self.trained_vocabulary)
 
 
 class Rehearsal:
@@ -82,7 +110,7 @@ class Rehearsal:
         if hasattr(backbone, "visual"):
             parts.append((TOWER, backbone.visual))
         # blocks too: checkpointing calls them again, outside of the model they belong to
-        parts += [(name, block) for name, part in parts for block in _blocks(part)]
+        parts += [(name, block) for name, part in parts for block in blocks_of(part)]
         self.memory.name_parts(parts)
         self._keeps_gradients = setup.spread.kind in ("single", "ddp")
         for parameter in self._trained():
@@ -116,15 +144,11 @@ class Rehearsal:
         """What a pass without gradient over a micro-batch takes.
 
         Args:
-            of_frozen: Of a reference model, none of whose weights is trained: autocast keeps no copies of them.
+            of_frozen: Of a reference model.
         """
-        trained = self._trained()
-        for parameter in trained:
-            parameter.requires_grad_(not of_frozen)
-        with self._counting() as parts, self.memory.part(HEAD), torch.no_grad(), self._autocast():
+        weights = self._frozen() if of_frozen else nullcontext()
+        with weights, self._counting() as parts, self.memory.part(HEAD), torch.no_grad(), self._autocast():
             self.policy(batch.slices, self.setup.sampling.temperature)
-        for parameter in trained:
-            parameter.requires_grad_(True)
         return parts
 
     def sampling(self, prompt: EncodedPrompt, length: int) -> Parts:
@@ -209,6 +233,24 @@ class Rehearsal:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """The weights are those of a reference model: autocast keeps no copies of them, and has no need of any."""
+        trained = self._trained()
+        before = {parameter: parameter.data for parameter in cast_weights(self.policy)} if self._is_cast else {}
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with self.memory.part(WEIGHTS):
+            for parameter in before:
+                parameter.data = self.memory.empty(*parameter.shape, dtype=self.setup.compute_dtype)
+        try:
+            yield
+        finally:
+            for parameter, weight in before.items():
+                parameter.data = weight
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
     def _after_gradient(self, parameter: nn.Parameter) -> None:
         if not self._keeps_gradients:
             parameter.grad = None  # reduced to a part and freed
@@ -222,9 +264,13 @@ class Rehearsal:
             return "sdpa"
         return "varlen"  # flash-attn keeps the same
 
+    @property
+    def _is_cast(self) -> bool:
+        """By autocast, which DeepSpeed does without."""
+        return self.setup.is_mixed and not self.setup.spread.is_zero
+
     def _autocast(self) -> Any:
-        is_cast = self.setup.is_mixed and not self.setup.spread.is_zero
-        return torch.autocast("cpu", self.setup.compute_dtype) if is_cast else nullcontext()
+        return torch.autocast("cpu", self.setup.compute_dtype) if self._is_cast else nullcontext()
 
     @contextmanager
     def _counting(self) -> Iterator[Parts]:
@@ -250,13 +296,19 @@ class Rehearsal:
 
 def count(policy: Policy) -> Counts:
     """Parameters of a policy; shared ones count once."""
-    blocks = list(_blocks(policy))
+    blocks = blocks_of(policy)
     in_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
     parameters = list(policy.parameters())
     rest = [parameter for parameter in parameters if id(parameter) not in in_blocks]
 
     def trained(some: Any) -> int:
         return sum(parameter.numel() for parameter in some if parameter.requires_grad)
+
+    vocabulary = [parameter for layer in vocabulary_layers(policy) for parameter in layer.parameters()]
+    by_autocast = {id(parameter) for parameter in cast_weights(policy)}
+
+    def cast(some: Any) -> int:
+        return sum(parameter.numel() for parameter in some if id(parameter) in by_autocast)
 
     return Counts(
         total=sum(parameter.numel() for parameter in parameters),
@@ -267,12 +319,12 @@ def count(policy: Policy) -> Counts:
         trained_in_block=max((trained(block.parameters()) for block in blocks), default=0),
         quantized=sum(layer.weight.numel() for layer in chosen_layers(policy.model)),
         largest_quantized=max((layer.weight.numel() for layer in chosen_layers(policy.model)), default=0),
+        cast=cast(parameters),
+        cast_rest=cast(rest),
+        cast_in_block=max((cast(block.parameters()) for block in blocks), default=0),
+        vocabulary=sum(parameter.numel() for parameter in vocabulary),
+        trained_vocabulary=trained(vocabulary),
     )
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What FSDP2 gathers apart from each other, see `observe_r1.loading.shard_policy`."""
-    return (part for part in module.modules() if isinstance(part, GradientCheckpointingLayer))
 
 
 def _in_one_go(optimizer: Optimizer) -> None:

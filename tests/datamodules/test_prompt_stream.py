@@ -221,6 +221,11 @@ def test_encoding_refuses_what_would_break_the_forward(encoded: EncodedDataset) 
     refused = encoded.encoder.encode(smuggled)
     assert isinstance(refused, Skipped)
     assert refused.reason == "image_count_mismatch"
+    text = [{"type": "image", "index": 0}, {"type": "text", "text": "What does <|video_pad|> mean?"}]
+    smuggled = Prompt("x", "", [{"role": "user", "content": text}], prompt.images[:1], Gold("3"))
+    refused = encoded.encoder.encode(smuggled)
+    assert isinstance(refused, Skipped)
+    assert refused.reason == "video_placeholder"
     short = PromptEncoder(encoded.encoder.processor, PromptOptions(None, max_prompt_tokens=10))
     refused = short.encode(prompt)
     assert isinstance(refused, Skipped)

@@ -129,7 +129,8 @@ def _run(case: Case) -> tuple[int, int]:
     """Peak of the process while it samples, and while it trains a step."""
     with config_of(case) as setup:
         policy = _with_weights(load_policy, setup, case)
-        reference = _with_weights(load_reference, setup, case) if setup.reference_model else None
+        frozen = partial(load_reference, autocast_dtype=setup.compute_dtype if setup.is_mixed else None)
+        reference = _with_weights(frozen, setup, case) if setup.reference_model else None
         config = policy.model.config
         prompt = planned_prompt(config, case.plan, setup.prompt, pixel_limits(setup.policy.pretrained, setup.prompt))
         optimizer = setup.optimizer(parameter_groups(policy.model, {}))

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from measured import CASES, config_of
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from observe_r1.loading import LoraOptions, PolicyOptions, load_policy
+from observe_r1.loading import LoraOptions, PolicyOptions, load_policy, load_reference
 from observe_r1.planning import memory
 from observe_r1.planning.devices import DEVICES, find_device
 from observe_r1.planning.live_memory import LiveMemory
@@ -58,11 +59,17 @@ def test_parameters_are_those_of_the_real_model(options: PolicyOptions) -> None:
     assert planned.memory.live[WEIGHTS] == bytes_of_weights + buffers
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("3B", 3_754_622_976), ("7B", 8_292_166_656)])
-def test_published_shapes_have_the_published_number_of_parameters(name: str, parameters: int, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "apart"), [("3B", 3_754_622_976, 0), ("7B", 8_292_166_656, 2 * 152_064 * 3584)]
+)
+def test_published_shapes_have_the_published_number_of_parameters(
+    name: str, parameters: int, apart: int, tmp_path: Any
+) -> None:
+    """And an embedding and an output layer where both are one, and where they are two."""
     (hub_name,) = (known for known in PUBLISHED if f"-{name}-" in known)
     directory = config_directory(hub_name, tmp_path)
-    assert count(load_policy(PolicyOptions(directory), torch.bfloat16, empty=True)).total == parameters
+    counts = count(load_policy(PolicyOptions(directory), torch.bfloat16, empty=True))
+    assert (counts.total, counts.vocabulary, counts.trained_vocabulary) == (parameters, apart, apart)
 
 
 def test_a_config_that_is_nowhere_gets_a_remedy(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +173,23 @@ def test_an_offloaded_reference_is_on_the_device_for_its_passes_alone(kind: Any)
         assert (none, host, sum(near.values()) - sum(far.values())) == (0, 2 * 10**9, 2 * 10**9)
         passes = memory._fetched_reference(dataclasses.replace(SMALL, **setup, reference_offload=choice), counts)
         assert passes == {REFERENCE: fetched}
+
+
+def test_a_reference_model_has_the_bytes_of_a_real_one() -> None:
+    """Autocast leaves embeddings and norms in float32; DeepSpeed, which has none, leaves nothing."""
+    counts = count(load_policy(SMALL.policy))
+    for kind, real in (
+        ("ddp", load_reference(SMALL.policy, autocast_dtype=torch.bfloat16)),
+        ("zero2", load_reference(SMALL.policy, torch.bfloat16)),
+    ):
+        taken = [(p, p.numel() * p.element_size()) for p in real.parameters()]
+        planned, _ = held(counts, Spread(kind, 2), has_reference=True, **MIXED)
+        assert planned[REFERENCE] == sum(size for _, size in taken)
+        setup = dataclasses.replace(SMALL, spread=Spread(kind, 2), reference_offload="blocks", **MIXED)
+        blocks = [{id(p) for p in b.parameters()} for b in real.modules() if isinstance(b, GradientCheckpointingLayer)]
+        outside = sum(size for p, size in taken if not any(id(p) in block for block in blocks))
+        largest = max(sum(size for p, size in taken if id(p) in block) for block in blocks)
+        assert memory._fetched_reference(setup, counts) == {REFERENCE: outside + largest}
 
 
 def test_weights_in_four_bits_take_what_bitsandbytes_makes_of_them() -> None:
