@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from observe_r1.commands import score
 from observe_r1.evaluation import MMMU, Item, Judgement, MathVista, Outcome, Tally, Verdict
 from observe_r1.evaluation.asking import blocks_of, share, spread
 from observe_r1.evaluation.metric import BenchmarkScores
@@ -103,6 +104,29 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, name: str) -> N
     write_predictions(tmp_path / "p.jsonl", Header(name, "x", 1, {}), [prediction(0)])
     with pytest.raises(ValueError, match=name):
         score_predictions(tmp_path / "p.jsonl")
+
+
+def test_a_benchmark_with_arguments_of_its_own_scores_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "either.py").write_text(
+        "from observe_r1.evaluation import MMMU, Judgement, Verdict\n\n"
+        "class Either(MMMU):\n"
+        "    def __init__(self, accepted: list[str]):\n"
+        "        self.accepted = accepted\n\n"
+        "    def judge(self, item, response):\n"
+        "        judgement = Judgement.of(response in self.accepted, response)\n"
+        "        return Verdict(response, judgement, judgement)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    header = Header("either.Either", "mmmu", 3, {})
+    write_predictions(tmp_path / "p.jsonl", header, [prediction(n, text) for n, text in enumerate("BCD")])
+    with pytest.raises(ValueError, match=r"--benchmark either\.Either, .*--benchmark\.ARGUMENT VALUE"):
+        score([str(tmp_path / "p.jsonl")])
+    with pytest.raises(SystemExit) as end:
+        score([str(tmp_path / "p.jsonl"), "--benchmark=either.Either", "--benchmark.accepted=[C, D]"])
+    assert end.value.code == 0
+    assert "2 / 3" in capsys.readouterr().out
 
 
 @given(
