@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from observe_r1.commands import score
 from observe_r1.evaluation import MMMU, Item, Judgement, MathVista, Outcome, Tally, Verdict
@@ -175,6 +178,17 @@ def test_every_block_is_asked_and_shares_are_equal(count: int, size: int, ranks:
 )
 def test_a_selection_is_spread_evenly(count: int, wanted: int | None, expected: list[int]) -> None:
     assert spread(count, wanted) == expected
+
+
+def test_figures_are_whole_in_a_narrow_terminal() -> None:
+    """The names are broken instead; what looks like markup in them stays."""
+    marks = Marks.of([prediction(position) for position in range(40)], 40)
+    items = [replace(item, groups={**item.groups, "kind": ["[red] from a data set"]}) for item in ITEMS]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(report(OfItems(), items, marks).table())
+    shown = console.export_text()
+    for whole in ("strict", "lenient", "official", "right / all", " / 40", "overall", "[red] from a"):
+        assert whole in shown
 
 
 def test_nothing_answered_is_nothing_to_report() -> None:
