@@ -67,12 +67,14 @@ class Asking:
 
     def ask(self, benchmark: Benchmark, positions: Sequence[int]) -> list[Prediction]:
         """Responses to the questions at these positions, judged. A question that cannot be asked counts as wrong."""
-        prompts: list[EncodedPrompt] = []
         try:
             encoded = [self._encode(benchmark, position) for position in positions]
-            prompts += (prompt for prompt in encoded if isinstance(prompt, EncodedPrompt))
-        finally:  # once in any case: ranks that share the weights take part in each other's calls
-            groups = iter(self.engine.generate(prompts, self.sampling, (self.seed + positions[0]) % 2**63))
+        except Exception:
+            self.sit_out()
+            raise
+        prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
+        # also without prompts, see `sit_out`
+        groups = iter(self.engine.generate(prompts, self.sampling, (self.seed + positions[0]) % 2**63))
         return [
             _refused(benchmark, position, prompt)
             if isinstance(prompt, Skipped)
@@ -81,7 +83,7 @@ class Asking:
         ]
 
     def sit_out(self) -> None:
-        """Takes part in the calls of other ranks, and asks nothing."""
+        """Asks nothing, once: ranks among which weights are spread have to take part in each other's calls."""
         self.engine.generate([], self.sampling, self.seed)
 
     def asks_as_before(self, benchmark: Benchmark, earlier: Prediction) -> bool:
