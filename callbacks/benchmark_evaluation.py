@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,7 @@ class BenchmarkEvaluation(L.Callback):
         example_rows: Questions in the table of examples; 0 for none.
         directory: Where predictions go; null for `evaluation` in the run directory.
         on_error: What an evaluation that fails does to the training: `warn` goes on, `raise` ends it. Benchmarks whose
-            data cannot be read are refused at the start in any case.
+            data cannot be read are refused at the start in any case; `observe-r1 validate` always ends with the error.
     """
 
     def __init__(
@@ -156,24 +157,21 @@ class BenchmarkEvaluation(L.Callback):
         name = "validate" if trainer.state.fn == TrainerFn.VALIDATING else f"step-{trainer.global_step:06d}"
         path = self._output / benchmark.name / f"{name}.jsonl"
         positions = spread(len(benchmark.items), self.max_samples)
-        header = asking.header(benchmark, len(positions), weights)
-        found = answered_before(path, header, benchmark.items) if trainer.is_global_zero else {}
+        header = asking.header(
+            benchmark,
+            len(positions),
+            weights=weights,
+            precision=str(trainer.precision),
+            questions_per_batch=self.questions_per_batch,
+        )
+        found = known_answers(path, header, benchmark, asking) if trainer.is_global_zero else {}
         done: dict[int, Prediction] = trainer.strategy.broadcast(found)
         blocks = [block for block in blocks_of(positions, self.questions_per_batch) if not done.keys() >= {*block}]
-        mine: list[Prediction] = list(done.values()) if trainer.is_global_zero else []
-        error: Exception | None = None
-        try:
-            log = PredictionLog(partial_path(path, trainer.global_rank), header, mine)
-            for block in self._with_progress(trainer, benchmark, blocks):
-                answered = asking.ask(benchmark, block)
-                log.append(answered)
-                mine += answered
-        except Exception as raised:
-            error = raised
-        if any_rank(
-            error is not None, trainer.strategy.root_device
-        ):  # all ranks go on, or none: one alone would wait forever
-            self._fail(benchmark, error)
+        known = [done[position] for position in positions if position in done] if trainer.is_global_zero else []
+        mine, error = self._ask(trainer, asking, benchmark, blocks, known, header, path)
+        # all ranks go on, or none: one alone would wait forever
+        if any_rank(error is not None, trainer.strategy.root_device):
+            self._fail(trainer, benchmark, error)
             return
         try:
             scores = BenchmarkScores(benchmark).to(trainer.strategy.root_device)
@@ -181,7 +179,34 @@ class BenchmarkEvaluation(L.Callback):
             figures = scores.compute()  # what it and `gather` raise, they raise on every rank
             self._publish(trainer, benchmark, figures, gather(mine), header, path)
         except Exception as raised:
-            self._fail(benchmark, raised)
+            self._fail(trainer, benchmark, raised)
+
+    def _ask(
+        self,
+        trainer: L.Trainer,
+        asking: Asking,
+        benchmark: Benchmark,
+        blocks: Sequence[list[int]],
+        known: Sequence[Prediction],
+        header: Header,
+        path: Path,
+    ) -> tuple[list[Prediction], Exception | None]:
+        """The answers to this rank's share of the blocks beside those that are known, and what failed."""
+        answers: list[Prediction] = []
+        with closing(self._with_progress(trainer, benchmark, blocks)) as turns:
+            try:
+                answers += (prediction.judged_again(benchmark) for prediction in known)
+                log = PredictionLog(partial_path(path, trainer.global_rank), header, answers)
+                for block in turns:
+                    answered = asking.ask(benchmark, block)
+                    log.append(answered)
+                    answers += answered
+            except Exception as raised:
+                with suppress(Exception):  # the first error is the one to tell
+                    for _ in turns:
+                        asking.sit_out()
+                return answers, raised
+        return answers, None
 
     def _publish(
         self,
@@ -207,7 +232,7 @@ class BenchmarkEvaluation(L.Callback):
 
     def _with_progress(
         self, trainer: L.Trainer, benchmark: Benchmark, blocks: Sequence[list[int]]
-    ) -> Iterator[list[int]]:
+    ) -> Generator[list[int], None, None]:
         """This rank's blocks, with a bar on the first rank."""
         mine = share(blocks, trainer.global_rank, trainer.world_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -218,11 +243,15 @@ class BenchmarkEvaluation(L.Callback):
                 yield block
                 progress.advance(task, len(block))
 
-    def _fail(self, benchmark: Benchmark, error: Exception | None) -> None:
+    def _fail(self, trainer: L.Trainer, benchmark: Benchmark, error: Exception | None) -> None:
         told = "another rank failed, see its output" if error is None else f"{type(error).__name__}: {error}"
         text = f"The evaluation of {benchmark.name} failed: {told}"
-        if self.on_error == "raise":
+        if self.on_error == "raise" or trainer.state.fn == TrainerFn.VALIDATING:
             raise RuntimeError(text) from error
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitored = getattr(callback, "monitor", None) or ""
+            if monitored.startswith(f"{benchmark.name}/"):  # a checkpoint ends the run where it finds no figure at all
+                trainer.callback_metrics.setdefault(monitored, torch.tensor(torch.nan))
         if error is not None:  # on the rank that knows
             warnings.warn(f"{text}. The training goes on (BenchmarkEvaluation.on_error is warn).", stacklevel=2)
 
@@ -249,6 +278,16 @@ class BenchmarkEvaluation(L.Callback):
         picture = draw_examples(pairs, f"{benchmark.name}, step {trainer.global_step}: {result.headline()}")
         Image.fromarray(picture).save(path)
         log_picture(trainer.loggers, f"{benchmark.name}/examples", picture, trainer.global_step)
+
+
+def known_answers(path: Path, header: Header, benchmark: Benchmark, asking: Asking) -> dict[int, Prediction]:
+    """By position, what an earlier run has answered to the same questions under the same circumstances."""
+    try:
+        found = answered_before(path, header, benchmark.items)
+        asked_as_before = all(asking.asks_as_before(benchmark, earlier) for earlier in list(found.values())[:1])
+    except Exception:  # whatever it is, asking meets it too, and there all ranks are told
+        return {}
+    return found if asked_as_before else {}
 
 
 def gather(mine: Sequence[Prediction]) -> list[Prediction]:

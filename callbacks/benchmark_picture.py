@@ -9,7 +9,15 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from observe_r1.callbacks.completions_picture import GREEN, GREY, RED, ROW_INCHES, question_of, wrapped
+from observe_r1.callbacks.completions_picture import (
+    GREEN,
+    GREY,
+    RED,
+    ROW_INCHES,
+    pixels_of,
+    question_of,
+    wrapped,
+)
 from observe_r1.evaluation.predictions import Prediction
 from observe_r1.experience import Prompt
 
@@ -40,18 +48,21 @@ def draw_examples(examples: Sequence[tuple[Prompt, Prediction]], title: str) -> 
         if prompt.images:
             image.imshow(prompt.images[0])
         length = f"{prediction.tokens} tokens" + (", truncated" if prediction.truncated else "")
-        _write(question, f"{prediction.item.id}: {prediction.item.answer}", wrapped(question_of(prompt), 46))
-        _write(response, length, wrapped(prediction.response, 60))
+        answer = f"{prediction.item.id}: {prediction.item.answer}"
+        _write(question, wrapped(answer, 54, 1), wrapped(question_of(prompt), 46, 8))
+        _write(response, length, wrapped(prediction.response, 60, 8))
+        if len(prompt.images) > 1:
+            image.set_title(f"the first of {len(prompt.images)} pictures", fontsize=8, color=GREY, loc="left")
         judged = prediction.verdict
         for number, (name, judgement) in enumerate((("strict", judged.strict), ("lenient", judged.lenient))):
             text = f"{name}: {judgement.outcome.name.lower().replace('_', ' ')}"
             colour = GREEN if judgement.is_right else RED
             verdict.text(0, 0.98 - 0.1 * number, text, va="top", fontsize=9, color=colour, weight="bold")
-        verdict.text(0, 0.72, wrapped(f"read: {judged.extraction}", 34), va="top", fontsize=9, parse_math=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        read = wrapped(f"read: {judged.extraction}", 34, 7)
+        verdict.text(0, 0.72, read, va="top", fontsize=9, parse_math=False, clip_on=True)
+    return pixels_of(canvas)
 
 
 def _write(axis: object, heading: str, text: str) -> None:
-    axis.text(0, 0.98, wrapped(heading, 60), va="top", fontsize=8, color=GREY, parse_math=False)  # type: ignore[attr-defined]
-    axis.text(0, 0.84, text, va="top", fontsize=9, parse_math=False)  # type: ignore[attr-defined]
+    axis.text(0, 0.98, heading, va="top", fontsize=8, color=GREY, parse_math=False, clip_on=True)  # type: ignore[attr-defined]
+    axis.text(0, 0.84, text, va="top", fontsize=9, parse_math=False, clip_on=True)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from observe_r1.experience import Prompt, PromptGroup
 
-ROW_INCHES = 1.8
+ROW_INCHES = 1.8  # ten lines of text
 MAX_CHARACTERS = 420  # of a completion in the picture; the file beside it has all of it
 GREEN, RED, GREY = "#1a7f37", "#b42318", "#555555"
 
@@ -28,7 +29,14 @@ def draw_completions(groups: Sequence[PromptGroup], title: str) -> npt.NDArray[n
     )
     for row, group in enumerate(groups):
         _draw_group(figure, grid, row, group)
-    canvas.draw()
+    return pixels_of(canvas)
+
+
+def pixels_of(canvas: FigureCanvasAgg) -> npt.NDArray[np.uint8]:
+    """What is drawn, [height, width, 3]. A character that no font has is a box, and not a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -42,10 +50,10 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         axes[0].imshow(prompt.images[0])
     level = "unknown" if prompt.difficulty is None else f"{prompt.difficulty:.3f}"
     about = (
-        f"{wrapped(question_of(prompt), 36)}\n\ngold: {prompt.gold.answer}\nlevel {level}\n"
+        f"{wrapped(question_of(prompt), 36, 5)}\n\n{wrapped(f'gold: {prompt.gold.answer}', 36, 2)}\nlevel {level}\n"
         f"pass rate {scores.pass_rate:.2f}   weight {scores.weight:.2f}"
     )
-    axes[1].text(0, 0.98, about, va="top", fontsize=9, parse_math=False)
+    axes[1].text(0, 0.98, about, va="top", fontsize=9, parse_math=False, clip_on=True)
     order = scores.reward.argsort(descending=True, stable=True).tolist()
     for axis, name, number in ((axes[2], "best", order[0]), (axes[3], "worst", order[-1])):
         completion = group.completions[number]
@@ -55,7 +63,7 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         length = f"{len(completion)} tokens" + (", truncated" if completion.truncated else "")
         axis.text(0, 0.98, heading, va="top", fontsize=9, color=colour, weight="bold")
         axis.text(0, 0.84, length, va="top", fontsize=8, color=GREY)
-        axis.text(0, 0.71, wrapped(completion.text, 52), va="top", fontsize=9, parse_math=False)
+        axis.text(0, 0.71, wrapped(completion.text, 52, 7), va="top", fontsize=9, parse_math=False, clip_on=True)
 
 
 def question_of(prompt: Prompt) -> str:
@@ -69,7 +77,7 @@ def question_of(prompt: Prompt) -> str:
     return ""
 
 
-def wrapped(text: str, width: int) -> str:
-    """The beginning of a text in lines of this width."""
+def wrapped(text: str, width: int, lines: int) -> str:
+    """The beginning of a text in at most so many lines of this width."""
     shortened = text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"
-    return "\n".join(textwrap.wrap(shortened, width))
+    return "\n".join(textwrap.wrap(shortened, width, max_lines=lines, placeholder=" …"))

@@ -47,20 +47,22 @@ def run_lightning_command() -> None:
     """`observe-r1 fit|validate|test|predict`, from `sys.argv`: Lightning starts further ranks with it."""
     os.environ.setdefault("TQDM_LEAVE", "")  # before tqdm is imported: bars such as of weights go when they are done
     from observe_r1.checkpoint import check_requested
-    from observe_r1.process_lifetime import end_with_launcher
+    from observe_r1.process_lifetime import end_with_launcher, is_started_by_rank
 
     end_with_launcher()  # before what takes long to import
     from observe_r1.callbacks.health import SickRun
     from observe_r1.lightning_cli import ObserveR1CLI, quiet_lightning
-    from observe_r1.ranks import leave
+    from observe_r1.ranks import leave, over_ranks
 
     quiet_lightning()
     check_requested(sys.argv)
     try:
         ObserveR1CLI()
     except SickRun as sick:
+        print(f"observe-r1: stopped. {sick}", file=sys.stderr, flush=True)
+        over_ranks(None)  # waits: a rank that ends first with an error has Lightning kill the others
         leave()
-        sys.exit(f"observe-r1: stopped. {sick}")
+        sys.exit(0 if is_started_by_rank() else 1)
     except SystemExit:
         leave()
         raise

@@ -53,10 +53,10 @@ class Asking:
     sampling: SamplingOptions
     seed: int = 0
 
-    def header(self, benchmark: Benchmark, questions: int, weights: str) -> Header:
-        """What makes responses comparable."""
+    def header(self, benchmark: Benchmark, questions: int, **circumstances: str | int) -> Header:
+        """What makes responses comparable; the circumstances are what the caller knows of that."""
         asked = {
-            "weights": weights,
+            **circumstances,
             "engine": type(self.engine).__qualname__,
             "sampling": dataclasses.asdict(self.sampling),
             "seed": self.seed,
@@ -67,16 +67,29 @@ class Asking:
 
     def ask(self, benchmark: Benchmark, positions: Sequence[int]) -> list[Prediction]:
         """Responses to the questions at these positions, judged. A question that cannot be asked counts as wrong."""
-        encoded = [self._encode(benchmark, position) for position in positions]
+        try:
+            encoded = [self._encode(benchmark, position) for position in positions]
+        except Exception:
+            self.sit_out()
+            raise
         prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
-        seed = (self.seed + positions[0]) % 2**63
-        groups = iter(self.engine.generate(prompts, self.sampling, seed) if prompts else [])
+        # also without prompts, see `sit_out`
+        groups = iter(self.engine.generate(prompts, self.sampling, (self.seed + positions[0]) % 2**63))
         return [
             _refused(benchmark, position, prompt)
             if isinstance(prompt, Skipped)
             else _answered(benchmark, position, prompt, next(groups)[0])
             for position, prompt in zip(positions, encoded, strict=True)
         ]
+
+    def sit_out(self) -> None:
+        """Asks nothing, once: ranks among which weights are spread have to take part in each other's calls."""
+        self.engine.generate([], self.sampling, self.seed)
+
+    def asks_as_before(self, benchmark: Benchmark, earlier: Prediction) -> bool:
+        """Whether the model would read the same now; the prompts of a benchmark may have been changed in its code."""
+        prompt = self._encode(benchmark, earlier.position)
+        return earlier.prompt_hash == ("" if isinstance(prompt, Skipped) else prompt_hash(prompt))
 
     def _encode(self, benchmark: Benchmark, position: int) -> EncodedPrompt | Skipped:
         try:

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from observe_r1.evaluation.item import Item, Judgement, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from observe_r1.evaluation.benchmark import Benchmark
 
 FORMAT = "observe_r1.predictions.1"
 SAVED_CANDIDATES = 50  # of an open answer; hostile responses have hundreds of thousands
@@ -40,6 +43,12 @@ class Prediction:
     well_formed: bool
     verdict: Verdict
     refused: str | None = None
+
+    def judged_again(self, benchmark: Benchmark) -> Prediction:
+        """With the verdict of the benchmark as it is now; a question that could not be asked stays wrong."""
+        if self.refused is not None:
+            return self
+        return dataclasses.replace(self, verdict=benchmark.judge(self.item, self.response))
 
     def to_json(self) -> dict[str, Any]:
         return {

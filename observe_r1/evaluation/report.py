@@ -124,14 +124,17 @@ class Report:
 
     def table(self) -> RenderableType:
         """All figures for the terminal, with 95 % intervals."""
+        from rich.box import SIMPLE
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.line(), title_justify="left", title_style="bold")
-        table.add_column("", no_wrap=True)
+        # three ways of scoring within 80 columns; where it is narrower, names are broken and figures are not
+        table = Table(title=self.line(), title_justify="left", title_style="bold", box=SIMPLE, padding=0)
+        table.add_column("", overflow="fold")
         for scoring in self.overall:
-            table.add_column(scoring, justify="right")
-            table.add_column("95 %", justify="right", style="dim")
-        table.add_column("right / all", justify="right")
+            table.add_column(scoring, justify="right", no_wrap=True)
+            table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+        table.add_column(" right / all", justify="right", no_wrap=True)
 
         def add(name: str, tallies: Sequence[Tally]) -> None:
             cells = [cell for t in tallies for cell in (f"{t.accuracy:.1%}", "{:.0%}-{:.0%}".format(*t.interval))]
@@ -140,9 +143,9 @@ class Report:
         add("overall", list(self.overall.values()))
         for group, by_value in next(iter(self.breakdowns.values())).items():
             table.add_section()
-            table.add_row(f"[bold]{group}")
+            table.add_row(f"[bold]{escape(group)}")
             for value in by_value:
-                add(f"  {value}", [self.breakdowns[scoring][group][value] for scoring in self.overall])
+                add(f"  {escape(value)}", [self.breakdowns[scoring][group][value] for scoring in self.overall])
         return table
 
 

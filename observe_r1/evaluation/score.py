@@ -27,8 +27,8 @@ def score_predictions(
 
     Args:
         predictions: JSON Lines that BenchmarkEvaluation wrote.
-        benchmark: Judges by this one, given by class_path. Default: the benchmark that the file names, if it is one of
-            observe_r1; one of your own has to be given.
+        benchmark: Judges by this one, given by class_path; its arguments follow as --benchmark.ARGUMENT VALUE. Default:
+            the benchmark that the file names, if it is one of observe_r1; one of your own has to be given.
         output: Write the predictions with their new verdicts to this file.
         report_to: Write all figures to this JSON file.
 
@@ -38,7 +38,7 @@ def score_predictions(
     header, found = read_predictions(predictions)
     saved = sorted(found, key=lambda prediction: prediction.position)
     judging = benchmark or _named_benchmark(header, predictions)
-    judged = [_judged(prediction, judging) for prediction in saved]
+    judged = [prediction.judged_again(judging) for prediction in saved]
     items = [prediction.item for prediction in judged]
     numbered = [replace(prediction, position=number) for number, prediction in enumerate(judged)]
     result = report(judging, items, Marks.of(numbered, len(items)))
@@ -59,7 +59,10 @@ def score_predictions(
 def _named_benchmark(header: Header, path: Path) -> Benchmark:
     # a file from elsewhere must not choose what is imported
     if not header.benchmark.startswith(OWN_PACKAGE):
-        raise ValueError(f"{path} is of {header.benchmark}: give it as --benchmark {header.benchmark}")
+        raise ValueError(
+            f"{path} is of {header.benchmark}: give it as --benchmark {header.benchmark}, and what arguments it needs "
+            "as --benchmark.ARGUMENT VALUE"
+        )
     module, _, name = header.benchmark.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -68,12 +71,6 @@ def _named_benchmark(header: Header, path: Path) -> Benchmark:
     if not (isinstance(found, type) and issubclass(found, Benchmark)):
         raise ValueError(f"{path} is of {header.benchmark}, which is no benchmark")
     return found()
-
-
-def _judged(prediction: Prediction, benchmark: Benchmark) -> Prediction:
-    if prediction.refused is not None:
-        return prediction
-    return replace(prediction, verdict=benchmark.judge(prediction.item, prediction.response))
 
 
 def _outcomes(prediction: Prediction) -> tuple[Outcome, Outcome]:

@@ -19,6 +19,12 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 from math_verify import LatexExtractionConfig, parse, verify
 
+FIRST_COMPARISONS = (  # build grammar and regular expressions, import what unequal answers need: most of a quick limit
+    (r"\frac{1}{2}+x", "x+0.5"),
+    (r"\sqrt{2}", r"\frac{\sqrt{3}}{2}"),
+    ("x^2+1", "(x+2)^2"),
+    (r"\{1,2\}", r"\{2,3\}"),
+)
 KILL_AFTER_SECONDS = 2  # CPU time past the limit at which the kernel ends a process that Python cannot interrupt
 
 
@@ -99,7 +105,8 @@ def main(memory_bytes: int) -> None:
     signal.signal(signal.SIGPROF, _interrupt)
     for meant_for_the_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # it closes the input when it ends
         signal.signal(meant_for_the_parent, signal.SIG_IGN)
-    compare(r"\frac{1}{2}+x", r"x+0.5", 2)  # builds the regular expressions and the grammar
+    for first in FIRST_COMPARISONS:
+        compare(*first, 2)
     if sys.platform == "linux":  # elsewhere the limit is not enforced or refused
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     print("ready", file=answers, flush=True)

@@ -47,7 +47,7 @@ def on_terminal(columns: int, directory: Path, *arguments: str) -> str:
             break
         written += part
     os.close(main)
-    assert process.wait(60) == 0, written.decode()[-3000:]
+    assert process.wait(300) == 0, written.decode()[-3000:]
     return written.decode()
 
 
@@ -77,7 +77,7 @@ def test_on_a_terminal(tmp_path: Path, tiny_ladder: Path, held_out_ladder: Path)
     phases = {line.split()[0] for line in bars}
     assert {"sampling", "training", "done"} <= phases
     (last,) = {line.strip() for line in bars if line.startswith("done")}
-    assert re.fullmatch(r"done 4/4 ━+ \d:\d\d reward \d\.\d\d pass \d+% length \d+ KL \S+", last)
+    assert re.fullmatch(r"done 4/4 ━+ [\d:]+ reward \d\.\d\d pass \d+% length \d+ KL \S+", last)
     closing = rest[rest.index("─ finished ─") :]
     assert re.search(r"pass rate +\d+\.\d% \(step 0\) → \d+\.\d% \(step 4\), best", closing)
     assert "no warnings" in closing
@@ -97,10 +97,11 @@ def test_in_a_pipe(
     assert "\r" not in output
     assert not set("━╭│") & set(output)
     lines = output.splitlines()
-    assert len(lines) < 45
+    steps = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert (steps[0], steps[-1]) == ("1/4", "4/4")
+    assert len(lines) - len(steps) < 43  # a slow run says more steps: one in every half minute
     assert len(set(lines)) == len(lines)  # nothing is said twice
-    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/4", "4/4"]
-    assert re.search(r"step 4/4  reward \d\.\d\d  pass \d+%  length \d+  KL \S+  \(0:\d\d passed, 0:00 left\)", output)
+    assert re.search(r"step 4/4  reward \d\.\d\d  pass \d+%  length \d+  KL \S+  \([\d:]+ passed, 0:00 left\)", output)
     validations = re.findall(r"Held-out questions at step (\d): pass rate \d+\.\d%", output)
     assert validations == ["0", "2", "4"]
     assert re.search(r"^  next +observe-r1 validate --config \S+ --ckpt_path \S+$", output, re.MULTILINE)

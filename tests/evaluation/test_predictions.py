@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from observe_r1.commands import score
 from observe_r1.evaluation import MMMU, Item, Judgement, MathVista, Outcome, Tally, Verdict
 from observe_r1.evaluation.asking import blocks_of, share, spread
 from observe_r1.evaluation.metric import BenchmarkScores
@@ -105,6 +109,29 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, name: str) -> N
         score_predictions(tmp_path / "p.jsonl")
 
 
+def test_a_benchmark_with_arguments_of_its_own_scores_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "either.py").write_text(
+        "from observe_r1.evaluation import MMMU, Judgement, Verdict\n\n"
+        "class Either(MMMU):\n"
+        "    def __init__(self, accepted: list[str]):\n"
+        "        self.accepted = accepted\n\n"
+        "    def judge(self, item, response):\n"
+        "        judgement = Judgement.of(response in self.accepted, response)\n"
+        "        return Verdict(response, judgement, judgement)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    header = Header("either.Either", "mmmu", 3, {})
+    write_predictions(tmp_path / "p.jsonl", header, [prediction(n, text) for n, text in enumerate("BCD")])
+    with pytest.raises(ValueError, match=r"--benchmark either\.Either, .*--benchmark\.ARGUMENT VALUE"):
+        score([str(tmp_path / "p.jsonl")])
+    with pytest.raises(SystemExit) as end:
+        score([str(tmp_path / "p.jsonl"), "--benchmark=either.Either", "--benchmark.accepted=[C, D]"])
+    assert end.value.code == 0
+    assert "2 / 3" in capsys.readouterr().out
+
+
 @given(
     st.lists(st.integers(0, 39), unique=True, min_size=1),
     st.integers(1, 5),
@@ -151,6 +178,17 @@ def test_every_block_is_asked_and_shares_are_equal(count: int, size: int, ranks:
 )
 def test_a_selection_is_spread_evenly(count: int, wanted: int | None, expected: list[int]) -> None:
     assert spread(count, wanted) == expected
+
+
+def test_figures_are_whole_in_a_narrow_terminal() -> None:
+    """The names are broken instead; what looks like markup in them stays."""
+    marks = Marks.of([prediction(position) for position in range(40)], 40)
+    items = [replace(item, groups={**item.groups, "kind": ["[red] from a data set"]}) for item in ITEMS]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(report(OfItems(), items, marks).table())
+    shown = console.export_text()
+    for whole in ("strict", "lenient", "official", "right / all", " / 40", "overall", "[red] from a"):
+        assert whole in shown
 
 
 def test_nothing_answered_is_nothing_to_report() -> None:

@@ -14,7 +14,7 @@ from observe_r1.rewards import AccuracyReward, AnswerVerifier, gold_problems
 
 @pytest.fixture(scope="module")
 def reward() -> Iterator[AccuracyReward]:
-    accuracy = AccuracyReward()
+    accuracy = AccuracyReward(timeout_seconds=20, batch_timeout_seconds=300)  # others may want the cores
     yield accuracy
     accuracy.close()
 
