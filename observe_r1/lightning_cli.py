@@ -14,14 +14,14 @@ from rich import get_console
 from transformers.utils.logging import disable_progress_bar
 
 from observe_r1.argument_errors import ShortErrors
-from observe_r1.callbacks.closing_summary import ClosingSummary
+from observe_r1.callbacks.cluster.lost_ranks import LostRanks
+from observe_r1.callbacks.cluster.preemption import Preemption
+from observe_r1.callbacks.cluster.shared_checkpoints import SharedCheckpoints
+from observe_r1.callbacks.display.closing_summary import ClosingSummary
+from observe_r1.callbacks.display.progress_bar import progress_display
+from observe_r1.callbacks.display.start_panel import StartPanel
 from observe_r1.callbacks.health import Health
-from observe_r1.callbacks.lost_ranks import LostRanks
-from observe_r1.callbacks.preemption import Preemption
-from observe_r1.callbacks.progress_bar import progress_display
 from observe_r1.callbacks.run_config import RunConfig
-from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
-from observe_r1.callbacks.start_panel import StartPanel
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.last_checkpoint import find_last
 from observe_r1.module import ObserveR1

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from observe_r1.callbacks.completions_picture import GREEN, GREY, RED, ROW_INCHES, question_of, wrapped
+from observe_r1.callbacks.media.completions_picture import GREEN, GREY, RED, ROW_INCHES, question_of, wrapped
 from observe_r1.evaluation.predictions import Prediction
 from observe_r1.experience import Prompt
 

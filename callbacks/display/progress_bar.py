@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from observe_r1.callbacks.phase import PhaseHooks
+from observe_r1.callbacks.display.phase import PhaseHooks
 from observe_r1.callbacks.terminal import draws, figures_that_matter, optimizer_steps, say
 from observe_r1.durations import clock
 from observe_r1.module import ObserveR1
