@@ -89,6 +89,8 @@ class ObserveR1CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
+        if self.subcommand != "fit":  # nothing is saved, so it does not matter where
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
         options = self.config_init[self.subcommand]
         if options.ckpt_path == "last":
             options.ckpt_path = find_last(self.trainer)
@@ -116,6 +118,8 @@ def quiet_lightning() -> None:
         disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # only a training has one
+    warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`.*\['ClosingSummary'\]")
     # it looks for a state of the loader; ours is that of the data module
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")

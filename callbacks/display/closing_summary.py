@@ -25,6 +25,7 @@ PHASES = {  # names of the phase clock, in words
     "old_logprobs": "old log-probs",
     "reward": "rewards",
     "data": "data",
+    "exchange": "groups between ranks",
     "weight_sync": "weights to the sampler",
     "evaluate": "benchmarks",
 }
@@ -56,9 +57,13 @@ class ClosingSummary(L.Callback):
             show("finished", self.rows(trainer, pl_module, skipped))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        last = None if isinstance(exception, SickRun) else self._last_checkpoint(trainer)  # which says it itself
-        if trainer.is_global_zero and last is not None and trainer.state.fn == "fit":
+        if isinstance(exception, SickRun) or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return  # a sick run says it itself
+        last = self._last_checkpoint(trainer)
+        if last is not None:
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
+        elif trainer.global_step > 0:
+            say(f"Stopped at step {trainer.global_step}. No checkpoint was saved: the same command begins anew.")
 
     def state_dict(self) -> dict[str, float]:
         return {"rollouts": self.rollouts, "wasted": self.wasted}
@@ -68,7 +73,12 @@ class ClosingSummary(L.Callback):
 
     def rows(self, trainer: L.Trainer, module: ObserveR1, skipped: dict[str, dict[str, int]]) -> dict[str, str]:
         """What the summary says, by name."""
-        rows = {"pass rate": self._pass_rate(trainer), "time": times(module), "groups": "", "skipped": ""}
+        rows = {
+            "pass rate": self._pass_rate(trainer),
+            "time": times(module, first_of(trainer, RunSummary)),
+            "groups": "",
+            "skipped": "",
+        }
         if self.rollouts:
             rows["groups"] = f"{self.wasted / self.rollouts:.0%} all right or all wrong, without any gradient"
         reasons = [f"{n} × {reason} ({split})" for split, counts in skipped.items() for reason, n in counts.items()]
@@ -113,11 +123,12 @@ class ClosingSummary(L.Callback):
         return str(last) or None
 
 
-def times(module: ObserveR1) -> str:
-    """Per phase, the longest first; phases of less than a hundredth are left out."""
+def times(module: ObserveR1, summary: RunSummary | None) -> str:
+    """Of the run, and per phase, the longest first; phases of less than a hundredth are left out."""
     seconds = module.clock.total
-    all_of_them = sum(seconds.values())
-    longest = sorted(((amount, phase) for phase, amount in seconds.items()), reverse=True)
+    all_of_them = sum(seconds.values()) if summary is None else summary.seconds()
+    rest = all_of_them - sum(seconds.values())
+    longest = [*sorted(((amount, phase) for phase, amount in seconds.items()), reverse=True), (rest, "other")]
     named = [f"{PHASES.get(phase, phase)} {duration(t)}" for t, phase in longest if t > 0.01 * all_of_them]
     return f"{duration(all_of_them)}: {', '.join(named)}" if named else ""
 

@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTS = re.compile(r"(?:<!--[^>]*-->\s*)*\Z")
 MARKER = re.compile(r"<!-- (run with|parsed only|run by|not run): ([^>]+?) -->")
 RESULTS = {  # what has to be there when a page has run
-    "your_data": ("data/shapes/held_out/ladder.json", "inspection.html", "runs/quickstart/version_0/summary.json"),
+    "your_data": ("data/shapes/held_out/ladder.json", "inspection.html", "runs/shapes/version_0/summary.json"),
     "extending": ("runs/quickstart/*/evaluation/shelf/*.json",),
     "resuming": ("runs/quickstart/version_1/hf/model.safetensors", "runs/quickstart/version_2/summary.json"),
 }

@@ -63,8 +63,31 @@ MISTAKES = [
     ),
     Mistake("command", ("fti",), ("'fti'", "Did you mean fit?", "ladder, audit"), on_its_own=True),
     Mistake("config", ("fit", "--config=nowhere.yaml"), ("nowhere.yaml", "quickstart.yaml"), code=2, on_its_own=True),
+    Mistake(
+        "ending of a config",
+        ("fit", "--config=quickstart.yml"),
+        ("Did you mean quickstart.yaml?",),
+        code=2,
+        on_its_own=True,
+    ),
+    Mistake("bare config", ("fit", "quickstart.yaml"), ("--config quickstart.yaml",), code=2, on_its_own=True),
+    Mistake(
+        "option of another class",
+        ("fit", "--config=quickstart.yaml", "--data.ladder={ladder}"),
+        ("'ladder' is not accepted", "--data.class_path observe_r1.datamodules.NeuraLadderDataModule before it"),
+        code=2,
+        on_its_own=True,
+    ),
+    Mistake("no command", (), ("name a command: fit, ", "fit --config quickstart.yaml"), on_its_own=True),
+    Mistake(
+        "no config of a build",
+        ("ladder", "build", "--sources={ladder}", "--output=x"),
+        ("rollouts.policy.pretrained", "--config ladder/build.yaml"),
+        code=2,
+        on_its_own=True,
+    ),
     Mistake("no config", ("fit",), ("model.policy.pretrained", "--config quickstart.yaml"), code=2, on_its_own=True),
-    Mistake("no ladder", (), ("required", "ladder"), code=2),
+    Mistake("no ladder", (), ("required", "Give --data.ladder"), code=2),
     Mistake("strategy", ("--trainer.strategy=fsdp3",), ("fsdp3", "fsdp2", "deepspeed_zero2")),
 ]
 
