@@ -123,7 +123,7 @@ def browser() -> Callable[..., Any]:
 
     def open_page(page: Path, scheme: str, *widths: int) -> Any:
         command = [sys.executable, str(script), str(page), scheme, *map(str, widths)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
         assert finished.returncode == 0, finished.stderr
         return json.loads(finished.stdout.splitlines()[-1])
 

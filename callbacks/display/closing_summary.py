@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from observe_r1.callbacks.cluster.preemption import Preempted
 from observe_r1.callbacks.health import Health, SickRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.lookup import first_of
@@ -57,13 +58,14 @@ class ClosingSummary(L.Callback):
             show("finished", self.rows(trainer, pl_module, skipped))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SickRun) or not trainer.is_global_zero or trainer.state.fn != "fit":
-            return  # a sick run says it itself
+        said = isinstance(exception, SickRun | Preempted)  # where their checkpoints are
+        if said or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
         last = self._last_checkpoint(trainer)
         if last is not None:
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
         elif trainer.global_step > 0:
-            say(f"Stopped at step {trainer.global_step}. No checkpoint was saved: the same command begins anew.")
+            say(f"Stopped at step {trainer.global_step}, before this run saved a checkpoint.")
 
     def state_dict(self) -> dict[str, float]:
         return {"rollouts": self.rollouts, "wasted": self.wasted}

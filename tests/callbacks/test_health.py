@@ -108,7 +108,7 @@ def test_a_warning_is_said_logged_and_marked(run: Any, tmp_path: Path, tiny_ladd
 @pytest.mark.slow
 def test_two_ranks_stop_together(run: Any, tmp_path: Path, tiny_ladder: Path) -> None:
     ranks = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp")
-    output = run(*SICK, *ranks, f"--data.ladder={tiny_ladder}", "--model.on_sick=stop", expect=1, timeout=120)
+    output = run(*SICK, *ranks, f"--data.ladder={tiny_ladder}", "--model.on_sick=stop", expect=1)
     assert output.count("Sick: sampler_mismatch at step 2") == 1  # the first rank says it
     assert output.count("observe-r1: stopped. sampler_mismatch at step 2") == 2
     (directory,) = directories(tmp_path)
