@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from shutil import copytree
 
 import pytest
 from mistake import Mistake, changed_ladder, cut, file, model_without
@@ -115,6 +116,19 @@ MISTAKES = [
     Mistake("audit", ("audit", "nothing"), ("nothing holds no shards", "ladder.json"), on_its_own=True),
     Mistake("inspect", ("ladder", "inspect", "nothing"), ("nothing holds no shards",), on_its_own=True),
     Mistake("export", ("export", "x.ckpt", "hf"), ("no file 'x.ckpt'", "checkpoints"), on_its_own=True),
+    Mistake(
+        "export into files",
+        ("--trainer.callbacks+=observe_r1.callbacks.HFExport", "--trainer.callbacks.directory=models"),
+        ("HFExport.directory is 'models'", "would be replaced", "name a new"),
+        lambda world: copytree(world.ladder, world.directory / "models"),
+    ),
+    Mistake(
+        "answers over answers",
+        ("--data.held_out={ladder}", "--trainer.callbacks+=observe_r1.callbacks.CompletionWriter"),
+        ("completions.jsonl exists already", "name another file"),
+        file("completions.jsonl", "{{}}"),
+        command="predict",
+    ),
     Mistake("export over", ("export", "{checkpoint}", "."), ("'.' exists", "name a new directory"), on_its_own=True),
 ]
 
