@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class ClosingSummary(L.Callback):
         last = self._last_checkpoint(trainer)
         if last is not None:
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
-        elif trainer.global_step > 0:
+        elif trainer.global_step > 0 and not any(saved(trainer, "best_model_path")):
             say(f"Stopped at step {trainer.global_step}, before this run saved a checkpoint.")
 
     def state_dict(self) -> dict[str, float]:
@@ -121,8 +122,12 @@ class ClosingSummary(L.Callback):
 
     @staticmethod
     def _last_checkpoint(trainer: L.Trainer) -> str | None:
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        return str(last) or None
+        return next(saved(trainer, "last_model_path"), None)
+
+
+def saved(trainer: L.Trainer, kind: str) -> Iterator[str]:
+    """What the callbacks that save checkpoints have saved as the last or the best one."""
+    return (str(path) for callback in trainer.checkpoint_callbacks if (path := getattr(callback, kind, "")))
 
 
 def times(module: ObserveR1, summary: RunSummary | None) -> str:

@@ -53,5 +53,5 @@ def draw_examples(examples: Sequence[tuple[Prompt, Prediction]], title: str) -> 
 
 
 def _write(axis: object, heading: str, text: str) -> None:
-    axis.text(0, 0.98, wrapped(heading, 60), va="top", fontsize=8, color=GREY, parse_math=False)  # type: ignore[attr-defined]
+    axis.text(0, 0.98, wrapped(heading, 60, 1), va="top", fontsize=8, color=GREY, parse_math=False)  # type: ignore[attr-defined]
     axis.text(0, 0.84, text, va="top", fontsize=9, parse_math=False)  # type: ignore[attr-defined]
