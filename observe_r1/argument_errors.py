@@ -79,9 +79,10 @@ def advice(message: str, parser: ArgumentParser) -> Iterator[str]:
         yield from _other_options(wrong[1] or wrong[2], options)
     key = re.search(r'Parser key "([\w.]+)"', message)
     for class_path, option in _unique(re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not", message)):
-        others = [other for other in _classes(CLASSES.get(key[1], ())) if option in _parameters(other)] if key else []
+        setting = key[1] if key else ""
+        others = [other for other in _classes(CLASSES.get(setting, ())) if option in _parameters(other)]
         if others:
-            yield f"{others[0]} takes it: put --{key[1]}.class_path {others[0]} before it."
+            yield f"{others[0]} takes it: put --{setting}.class_path {others[0]} before it."
         yield from _near(option, _parameters(class_path), f"{class_path} takes")
     for module, name in _unique(re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message)):
         yield from _near(name, _classes((module,)), f"{module} has")
