@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich import get_console
 from rich.progress import Progress
 
-from observe_r1.callbacks.benchmark_picture import draw_examples, examples_of
-from observe_r1.callbacks.logger_media import log_picture
+from observe_r1.callbacks.media.benchmark_picture import draw_examples, examples_of
+from observe_r1.callbacks.media.logger_media import log_picture
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.evaluation.asking import Asking, blocks_of, share, spread, weights_checksum
 from observe_r1.evaluation.benchmark import Benchmark

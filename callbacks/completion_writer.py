@@ -17,7 +17,7 @@ class CompletionWriter(BasePredictionWriter):
     """One JSON line per answer: id, gold, completion, whether it is correct. Each rank writes a file of its own.
 
     Args:
-        path: Of the file; ranks above 0 put `.rankN` before the suffix.
+        path: Of the file, a new one; ranks above 0 put `.rankN` before the suffix.
     """
 
     def __init__(self, path: str = "completions.jsonl") -> None:
@@ -27,8 +27,12 @@ class CompletionWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_rank:
             self.path = self.path.with_suffix(f".rank{trainer.global_rank}{self.path.suffix}")
+        if self.path.exists():
+            raise ValueError(
+                f"CompletionWriter.path: {self.path} exists already; name another file or delete it first."
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("")
+        self.path.touch()
 
     def write_on_batch_end(
         self,

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from rich.text import Text
 
-from observe_r1.callbacks.logger_media import log_text
+from observe_r1.callbacks.media.logger_media import log_text
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.terminal import say
 from observe_r1.experience import Experience

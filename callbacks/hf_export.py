@@ -15,7 +15,7 @@ class HFExport(L.Callback):
     """Saves model, processor and generation config at the end of the fit, to be loaded by `from_pretrained`.
 
     Args:
-        directory: Where to; null for `hf` in the run directory.
+        directory: Where to, a new or empty one; null for `hf` in the run directory.
         every_n_steps: Also after every n-th optimizer step, into the same place; 0 only at the end.
     """
 
@@ -30,6 +30,12 @@ class HFExport(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.run_directory = run_directory(trainer)
+        resumes = trainer.ckpt_path is not None  # then what is there is from the part before
+        if stage == "fit" and self.directory is not None and not resumes and any(Path(self.directory).glob("*")):
+            raise ValueError(
+                f"HFExport.directory is {self.directory!r}, which is not empty and would be replaced: name a new "
+                "directory, or null for `hf` in the run directory."
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         steps = trainer.global_step
@@ -46,6 +52,8 @@ class HFExport(L.Callback):
         writes = trainer.is_global_zero  # the others help where weights are sharded
         target = Path(self.directory or (self.run_directory or Path()) / "hf")
         partial = target.with_name(target.name + ".partial")
+        if writes and partial.exists():  # of an export that was interrupted
+            shutil.rmtree(partial)
         module.policy.save_pretrained(partial, writes)
         if not writes:
             return

@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from observe_r1.callbacks.completions_picture import draw_completions
-from observe_r1.callbacks.logger_media import log_histograms, log_picture
+from observe_r1.callbacks.media.completions_picture import draw_completions
+from observe_r1.callbacks.media.logger_media import log_histograms, log_picture
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.saved_completions import DIRECTORY, save_completions
 from observe_r1.experience import Experience, PromptGroup

@@ -8,7 +8,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from observe_r1.callbacks.logger_media import log_config
+from observe_r1.callbacks.media.logger_media import log_config
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.masking import masked
 

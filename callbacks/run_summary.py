@@ -52,7 +52,7 @@ class RunSummary(L.Callback):
                 logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validations": self.validations, "seconds": self._seconds()}
+        return {"validations": self.validations, "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validations = list(state_dict["validations"])
@@ -63,10 +63,9 @@ class RunSummary(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, ObserveR1):
+            said = f": {exception}" if str(exception) else ""  # Ctrl-C says nothing
             notes = "; ".join(getattr(exception, "__notes__", ()))
-            self.write(
-                trainer, pl_module, f"{type(exception).__name__}: {exception}" + (f" ({notes})" if notes else "")
-            )
+            self.write(trainer, pl_module, type(exception).__name__ + said + (f" ({notes})" if notes else ""))
 
     def write(self, trainer: L.Trainer, module: L.LightningModule, status: str) -> None:
         """Writes the file, on the first rank; called on all of them."""
@@ -95,7 +94,7 @@ class RunSummary(L.Callback):
             "validations": self.validations,
             "seed": module.seed,
             "optimizer_steps": trainer.global_step,
-            "seconds": {"total": round(self._seconds(), 2)}
+            "seconds": {"total": round(self.seconds(), 2)}
             | {phase: round(seconds, 2) for phase, seconds in module.clock.total.items()},
             "skipped": skipped,
             "shards_with_problems": data.shard_problems() if reads_ladder else {},
@@ -104,7 +103,8 @@ class RunSummary(L.Callback):
             "versions": versions(),
         }
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """That the run has taken, the parts before a resume included."""
         return self.seconds_before + time.time() - self.started
 
 

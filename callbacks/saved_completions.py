@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from observe_r1.callbacks.completions_picture import question_of
+from observe_r1.callbacks.media.completions_picture import question_of
 from observe_r1.experience import Prompt, PromptGroup
 from observe_r1.thumbnails import thumbnail
 

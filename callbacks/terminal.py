@@ -39,12 +39,6 @@ def show(title: str, content: dict[str, str]) -> None:
     say(Panel(table, title=title, title_align="left", border_style="blue"))
 
 
-def duration(seconds: float) -> str:
-    """Such as `2:05`, or `1:02:05`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
 def gigabytes(number: float) -> str:
     """Bytes, such as `1.5 GiB` or `320 MiB`."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

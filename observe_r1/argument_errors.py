@@ -79,6 +79,10 @@ def advice(message: str, parser: ArgumentParser) -> Iterator[str]:
         yield from _other_options(wrong[1] or wrong[2], options)
     key = re.search(r'Parser key "([\w.]+)"', message)
     for class_path, option in _unique(re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not", message)):
+        setting = key[1] if key else ""
+        others = [other for other in _classes(CLASSES.get(setting, ())) if option in _parameters(other)]
+        if others:
+            yield f"{others[0]} takes it: put --{setting}.class_path {others[0]} before it."
         yield from _near(option, _parameters(class_path), f"{class_path} takes")
     for module, name in _unique(re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message)):
         yield from _near(name, _classes((module,)), f"{module} has")
@@ -95,13 +99,19 @@ def advice(message: str, parser: ArgumentParser) -> Iterator[str]:
         yield "A list is written as [first, second], also where it has one entry."
     if "Problems parsing config" in message:
         yield from _unreadable_configs()
-    if "File does not exist" in message and key and key[1] == "config":
-        yield f"Shipped configs: {_listed(_shipped_configs())}."
+    missing_file = re.search(r"File does not exist: '(.*)'", message)
+    if missing_file and key and key[1] == "config":
+        yield from _near(Path(missing_file[1]).name, _shipped_configs(), "Shipped configs:")
+    bare_config = re.search(r"unrecognized arguments: ([^-]\S*\.ya?ml)\b", message)
+    if bare_config:
+        yield f"A config stands behind --config: --config {Path(bare_config[1]).name}"
     required = _REQUIRED.search(message)
-    if required and "model.policy.pretrained" in required[1]:
-        yield "A config gives them all, such as --config quickstart.yaml."
-    elif required and key is None:
-        yield f"Give {required[1].replace(', ', ' and ')}."
+    if required and "policy.pretrained" in required[1]:
+        config = "ladder/build.yaml" if "rollouts.policy" in required[1] else "quickstart.yaml"
+        yield f"A config gives all that is required, such as --config {config}."
+    elif required:
+        names = required[1].split(", ")
+        yield f"Give {' and '.join(f'--{key[1]}.{name}' if key else name for name in names)}."
 
 
 def _other_options(name: str, options: Sequence[str]) -> Iterator[str]:
@@ -172,7 +182,8 @@ def _shipped_configs() -> list[str]:
     import observe_r1.configs
 
     folder = Path(observe_r1.configs.__path__[0])
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return [str(name) for name in sorted(names, key=lambda name: (len(name.parts), name))]  # experiments, then overlays
 
 
 def _plain_types(text: str) -> str:

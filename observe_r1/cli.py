@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from observe_r1 import __version__
 from observe_r1.telemetry import switch_off
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -27,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     command = sys.argv[1] if sys.argv[1:] and not sys.argv[1].startswith("-") else ""
     with reported(f"observe-r1 {command}".rstrip()):
-        check_known(command, (*TRAINER_COMMANDS, *COMMANDS))
+        if sys.argv[1:] == ["--version"]:
+            print(f"observe-r1 {__version__}")
+            return
+        check_known(command if sys.argv[1:] else None, (*TRAINER_COMMANDS, *COMMANDS))
         check_versions()
         if command in COMMANDS:
             COMMANDS[command](sys.argv[2:])
@@ -35,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_lightning_command()
 
 
-def check_known(command: str, known: Sequence[str]) -> None:
-    """Raises ValueError for a command that there is not; parsing would take seconds of imports to say so."""
+def check_known(command: str | None, known: Sequence[str]) -> None:
+    """Raises ValueError for none, or one that there is not; parsing would take seconds of imports to say so."""
+    if command is None:
+        raise ValueError(f"name a command: {', '.join(known)}. To begin: observe-r1 fit --config quickstart.yaml")
     if command and command not in known:
         near = difflib.get_close_matches(command, known, 1)
         meant = f" Did you mean {near[0]}?" if near else ""

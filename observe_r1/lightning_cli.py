@@ -14,14 +14,14 @@ from rich import get_console
 from transformers.utils.logging import disable_progress_bar
 
 from observe_r1.argument_errors import ShortErrors
-from observe_r1.callbacks.closing_summary import ClosingSummary
+from observe_r1.callbacks.cluster.lost_ranks import LostRanks
+from observe_r1.callbacks.cluster.preemption import Preemption
+from observe_r1.callbacks.cluster.shared_checkpoints import SharedCheckpoints
+from observe_r1.callbacks.display.closing_summary import ClosingSummary
+from observe_r1.callbacks.display.progress_bar import progress_display
+from observe_r1.callbacks.display.start_panel import StartPanel
 from observe_r1.callbacks.health import Health
-from observe_r1.callbacks.lost_ranks import LostRanks
-from observe_r1.callbacks.preemption import Preemption
-from observe_r1.callbacks.progress_bar import progress_display
 from observe_r1.callbacks.run_config import RunConfig
-from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
-from observe_r1.callbacks.start_panel import StartPanel
 from observe_r1.datamodules import NeuraLadderDataModule
 from observe_r1.last_checkpoint import find_last
 from observe_r1.module import ObserveR1
@@ -89,6 +89,8 @@ class ObserveR1CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
+        if self.subcommand != "fit":  # nothing is saved, so it does not matter where
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
         options = self.config_init[self.subcommand]
         if options.ckpt_path == "last":
             options.ckpt_path = find_last(self.trainer)
@@ -116,6 +118,8 @@ def quiet_lightning() -> None:
         disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # only a training has one
+    warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`.*\['ClosingSummary'\]")
     # it looks for a state of the loader; ours is that of the data module
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,53 @@ def held_out_ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ladders") / "held_out"
     write_ladder([make_question("held_out", seed=5, index=index).prompt() for index in range(12)], directory)
     return directory
+
+
+class Commands:
+    """A shell in which `observe-r1` and `python` come from `command_server.py`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.binaries = directory / "bin"
+        self.binaries.mkdir()
+        server = Path(__file__).with_name("command_server.py")
+        for command in ("observe-r1", "python"):
+            client = self.binaries / command
+            client.write_text(f"#!{sys.executable} -S\n" + server.read_text())
+            client.chmod(0o755)
+        self.socket = directory / "socket"
+        self.log = directory / "server.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self.log.open("w") as log:
+            command = [sys.executable, str(server), str(self.socket)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        while not self.socket.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def __call__(self, directory: Path, script: str, **environment: str) -> tuple[int, str]:
+        """Exit code and output of a bash script in the directory."""
+        path = os.pathsep.join([str(self.binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
+        added = {"PATH": path, "OBSERVE_R1_DOCS_SOCKET": str(self.socket), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        finished = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=directory,
+            env={**os.environ, **added, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return finished.returncode, finished.stdout
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs scripts that use `observe-r1` and `python` many times: `code, output = commands(directory, script)`."""
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.process.kill()
+    commands.process.wait()
 
 
 class CommandLine:
@@ -76,7 +124,7 @@ def browser() -> Callable[..., Any]:
 
     def open_page(page: Path, scheme: str, *widths: int) -> Any:
         command = [sys.executable, str(script), str(page), scheme, *map(str, widths)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
         assert finished.returncode == 0, finished.stderr
         return json.loads(finished.stdout.splitlines()[-1])
 

@@ -50,7 +50,7 @@ def test_packages_for_users_export_what_is_public(module: str) -> None:
 
 
 def test_no_module_needs_an_extra_to_be_imported() -> None:
-    """Those who use an extra name it (see the mistakes in test_mistakes.py)."""
+    """Those who use an extra name it (see the mistakes in tests/mistakes)."""
     code = (
         "import importlib, pkgutil, sys\n"
         "absent = {'vllm', 'deepspeed', 'flash_attn', 'peft', 'pyarrow', 'rapidfuzz', 'trl', 'pandas'}\n"

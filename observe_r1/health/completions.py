@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 from typing import ClassVar
 
-from observe_r1.health.rule import Figures, Limit, Memory, Reading, Rule
-from observe_r1.health.trends import Trend, follow
+from observe_r1.health.rule import Figures, Limit, Memory, Reading, Rule, ShareOfStart
+from observe_r1.health.trends import follow, follow_figure
 
 SIGMAS = 3.0  # a change has to be this many standard errors
 LEVELS = "pass_rate_by_level/"
@@ -121,7 +121,7 @@ class Templated(Limit):
     window: int = 5
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        trend = _trend(figures, memory, "rollout/repeated", self.window)
+        trend = follow_figure(figures, memory, "rollout/repeated", self.window)
         if trend is None:
             return None
         return self.compare(
@@ -130,7 +130,7 @@ class Templated(Limit):
 
 
 @dataclass(frozen=True)
-class LengthCollapse(Rule):
+class LengthCollapse(ShareOfStart):
     """Completions become far shorter than they were.
 
     Args:
@@ -148,19 +148,11 @@ class LengthCollapse(Rule):
     well_above: float = 0.5
     window: int = 5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.below <= self.well_above:
-            raise ValueError(
-                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ "
-                "well_above."
-            )
-
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        trend = _trend(figures, memory, "rollout/length", self.window)
+        trend = follow_figure(figures, memory, "rollout/length", self.window)
         if trend is None:
             return None
-        share = trend.recent / max(trend.first, 1e-9)
+        share = self.share(trend.recent, trend.first)
         evidence = f"{trend.recent:.1f} tokens to a completion, {share:.0%} of the {trend.first:.1f} at the start"
         return Reading(share < self.below, share > self.well_above, evidence)
 
@@ -184,7 +176,7 @@ class LengthExplosion(Limit):
     window: int = 5
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        trend = _trend(figures, memory, "rollout/truncated", self.window)
+        trend = follow_figure(figures, memory, "rollout/truncated", self.window)
         length = figures.get("rollout/length", math.nan)
         if trend is None:
             return None
@@ -192,7 +184,3 @@ class LengthExplosion(Limit):
             trend.recent,
             f"{trend.recent:.0%} of the completions are cut by the limit, mean length {length:.0f} tokens",
         )
-
-
-def _trend(figures: Figures, memory: Memory, name: str, window: int) -> Trend | None:
-    return follow(memory, name, figures[name], window) if name in figures else None

@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 from typing import ClassVar
 
-from observe_r1.health.rule import Figures, Limit, Memory, Reading, Rule
-from observe_r1.health.trends import follow
+from observe_r1.health.rule import Figures, Limit, Memory, Reading, Rule, ShareOfStart
+from observe_r1.health.trends import follow_figure
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class KLBlowUp(Limit):
     window: int = 5
 
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        if "train/kl" not in figures or follow(memory, "train/kl", figures["train/kl"], self.window) is None:
+        if follow_figure(figures, memory, "train/kl", self.window) is None:
             return None
         median = statistics.median(memory["train/kl"]["values"][-self.window :])
         return self.compare(median, f"KL to the reference {median:.2g} nats per token")
 
 
 @dataclass(frozen=True)
-class EntropyCollapse(Rule):
+class EntropyCollapse(ShareOfStart):
     """The policy is all but certain of every token, so that the completions of a group are the same.
 
     Args:
@@ -58,21 +58,11 @@ class EntropyCollapse(Rule):
     floor: float = 0.05
     window: int = 5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.below <= self.well_above:
-            raise ValueError(
-                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ "
-                "well_above."
-            )
-
     def read(self, figures: Figures, memory: Memory) -> Reading | None:
-        if "train/entropy" not in figures:
-            return None
-        trend = follow(memory, "train/entropy", figures["train/entropy"], self.window)
+        trend = follow_figure(figures, memory, "train/entropy", self.window)
         if trend is None:
             return None
-        share = trend.recent / max(trend.first, 1e-9)
+        share = self.share(trend.recent, trend.first)
         return Reading(
             share < self.below and trend.recent < self.floor,
             share > self.well_above or trend.recent > self.floor,

@@ -68,3 +68,30 @@ class Limit(Rule):
 
     def compare(self, value: float, evidence: str) -> Reading:
         return Reading(value > self.above, value < self.well_below, evidence)
+
+
+@dataclass(frozen=True)
+class ShareOfStart(Rule):
+    """A sickness that is a figure below a share of what it was at the start.
+
+    Args:
+        below: The figure is sick below this share.
+        well_above: And well again above this one.
+        window: Readings over which the figure is averaged, at the start and now.
+    """
+
+    below: float = 0.1
+    well_above: float = 0.2
+    window: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.below <= self.well_above:
+            raise ValueError(
+                f"health.{self.name}.below is {self.below} and well_above {self.well_above}: use 0 < below ≤ "
+                "well_above."
+            )
+
+    @staticmethod
+    def share(now: float, start: float) -> float:
+        return now / max(start, 1e-9)

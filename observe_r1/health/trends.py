@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 
-from observe_r1.health.rule import Memory
+from observe_r1.health.rule import Figures, Memory
 
 HISTORY = 30  # values whose scatter is looked at
 
@@ -51,3 +51,8 @@ def follow(memory: Memory, key: str, value: float, window: int) -> Trend | None:
     return Trend(
         recent, series["best"], series["first"], scatter / math.sqrt(window), series["best_at"], series["count"]
     )
+
+
+def follow_figure(figures: Figures, memory: Memory, name: str, window: int) -> Trend | None:
+    """`follow` for a figure under its own name; None also where it was not measured this time."""
+    return follow(memory, name, figures[name], window) if name in figures else None

@@ -236,7 +236,7 @@ def _arranged(staging: Staging, curriculum: Curriculum) -> Iterator[Sample[Store
 
 def _progress(items: Iterable[Any], description: str, console: Console, total: int | None = None) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=description)
 
 

@@ -67,8 +67,10 @@ def _matrix(found: Inspection) -> Table:
     stages, levels, obtained = found.obtained()
     asked = found.asked()
     rows = dict(zip(found.mixing.stages, asked, strict=True)) if found.mixing and asked else {}
-    title = "stage" if not rows else "stage: obtained (asked for)"
-    table = Table(title, "samples", *(f"{level:g}" for level in levels), box=None, padding=(0, 1))
+    table = Table("stage", "samples", *(f"{level:g}" for level in levels), box=None, padding=(0, 1))
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table.title = "share of each difficulty: obtained (asked for)" if rows else "share of each difficulty"
+    table.title_justify = "left"
     for stage, shares in zip(stages, obtained, strict=True):
         size = sum(found.stages.get(stage, {}).values())
         table.add_row(f"{stage:g}", str(size), *_cells(shares, rows.get(stage)))

@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from observe_r1.durations import duration
 from observe_r1.planning.devices import GIB
 from observe_r1.planning.live_memory import CAST
 from observe_r1.planning.memory import (
@@ -149,7 +150,7 @@ def _seconds(plan: Plan) -> Group:
     table = Table(box=None, pad_edge=False)
     for name in (*seconds.phases, "together"):
         table.add_column(name, justify="right")
-    table.add_row(*map(_duration, (*seconds.phases.values(), seconds.total)))
+    table.add_row(*map(duration, (*seconds.phases.values(), seconds.total)))
     return Group(Text(heading, "italic"), table)
 
 
@@ -178,9 +179,3 @@ def _gib(size: int) -> str:
     if not size:
         return ""
     return f"{size / GIB:,.1f}" if size >= GIB / 10 else f"{size / GIB:.2f}" if size >= GIB / 100 else "<0.01"
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 5400:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds:.3f} s"

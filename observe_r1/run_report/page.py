@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from observe_r1.durations import duration
 from observe_r1.html_page import frame
 from observe_r1.run_report.benchmarks import read_benchmarks
 from observe_r1.run_report.charts import Chart, line_chart, number, stacked_chart
@@ -182,7 +183,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": _signed, "seconds": _duration, "tagged": tagged_parts}
+    environment.filters |= {"number": number, "signed": _signed, "duration": duration, "tagged": tagged_parts}
     return environment
 
 
@@ -205,7 +206,7 @@ def _status(run: Run, now: float) -> tuple[str, str]:
     written = run.scalars.last_written
     if written is None:
         return "open", "no summary and no figures"
-    return "open", f"no summary: goes on, or was ended from outside. Last figures {_duration(now - written)} ago"
+    return "open", f"no summary: goes on, or was ended from outside. Last figures {duration(now - written)} ago"
 
 
 def _headline(run: Run) -> list[tuple[str, str]]:
@@ -222,7 +223,7 @@ def _headline(run: Run) -> list[tuple[str, str]]:
     said = [
         ("Held-out pass rate", _change(before, after, so_far) if (before, after) != (None, None) else None),
         ("Optimizer steps", None if steps is None else f"{steps:,}"),
-        ("Time", _duration(seconds["total"]) if "total" in seconds else None),
+        ("Time", duration(seconds["total"]) if "total" in seconds else None),
         ("Model", run.option("model", "policy", "pretrained")),
         ("Ladder", run.option("data", "init_args", "ladder") or run.option("data", "init_args", "directory")),
         ("Strategy", run.option("trainer", "strategy")),
@@ -240,15 +241,6 @@ def _change(before: float | None, after: float | None, so_far: str) -> str:
     if before is None or after is None:
         return f"{'unknown' if before is None else f'{before:.1%}'} → {'unknown' if after is None else f'{after:.1%}'}"
     return f"{before:.1%} → {after:.1%} ({100 * (after - before):+.1f} points{so_far})"
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600:,} h {seconds % 3600 // 60} min"
 
 
 def _levels(series: Mapping[str, Series], prefix: str, title: str) -> LevelTable | None:

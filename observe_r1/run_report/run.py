@@ -69,8 +69,8 @@ def _check(directory: Path) -> None:
         )
     if any(any(directory.glob(sign)) for sign in SIGNS):
         return
-    near = sorted({path.parent for sign in SIGNS[:2] for path in directory.glob(f"*/{sign}")}, key=_changed)
-    near += sorted({path.parent for path in directory.glob(f"*/*/{CONFIG}")}, key=_changed)
+    patterns = (*(f"*/{sign}" for sign in SIGNS[:2]), f"*/*/{CONFIG}")
+    near = sorted({path.parent for pattern in patterns for path in directory.glob(pattern)}, key=_changed)
     if not near:
         raise ValueError(
             f"{directory} holds no run: none of {', '.join(SIGNS)}. Give the directory that a training has printed or "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -101,7 +103,7 @@ def test_in_a_pipe(
     assert (steps[0], steps[-1]) == ("1/4", "4/4")
     assert len(lines) - len(steps) < 43  # a slow run says more steps: one in every half minute
     assert len(set(lines)) == len(lines)  # nothing is said twice
-    assert re.search(r"step 4/4  reward \d\.\d\d  pass \d+%  length \d+  KL \S+  \([\d:]+ passed, 0:00 left\)", output)
+    assert re.search(r"step 4/4  reward \d\.\d\d  pass \d+%  length \d+  KL \S+  \(\S+ passed, 0:00 left\)", output)
     validations = re.findall(r"Held-out questions at step (\d): pass rate \d+\.\d%", output)
     assert validations == ["0", "2", "4"]
     assert re.search(r"^  next +observe-r1 validate --config \S+ --ckpt_path \S+$", output, re.MULTILINE)
@@ -120,3 +122,19 @@ def test_a_progress_bar_of_the_user_takes_the_place_of_ours(
     assert "Epoch 0:" in output
     assert "step 1/1" not in output
     assert "finished" in output
+
+
+def test_stopped_before_the_first_checkpoint(commands: Any, tmp_path: Path, tiny_ladder: Path) -> None:
+    """By Ctrl-C, which has no message of its own."""
+    (tmp_path / "stop.py").write_text(
+        "import lightning as L\n\n\nclass Stop(L.Callback):\n    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_step == 1:\n            raise KeyboardInterrupt\n"
+    )
+    callbacks = ("--trainer.callbacks=[]", "--trainer.callbacks+=stop.Stop")
+    callbacks += ("--trainer.callbacks+=observe_r1.callbacks.RunSummary", "--trainer.num_sanity_val_steps=0")
+    command = shlex.join(["observe-r1", *RUN, *callbacks, f"--data.ladder={tiny_ladder}"])
+    code, output = commands(tmp_path, command)
+    assert code == 1, output
+    assert "Stopped at step 1, before this run saved a checkpoint." in output
+    (summary,) = tmp_path.glob("runs/quickstart/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "KeyboardInterrupt"

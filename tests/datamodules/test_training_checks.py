@@ -1,4 +1,4 @@
-"""Sizes that several ranks have to agree on; those of one are in tests/test_mistakes.py."""
+"""Sizes that several ranks have to agree on; those of one are in tests/mistakes."""
 
 from __future__ import annotations
 

@@ -13,14 +13,10 @@ becomes MathML, and `text` is not code.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import latex2mathml.converter
 import pytest
@@ -32,11 +28,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTS = re.compile(r"(?:<!--[^>]*-->\s*)*\Z")
 MARKER = re.compile(r"<!-- (run with|parsed only|run by|not run): ([^>]+?) -->")
 RESULTS = {  # what has to be there when a page has run
-    "your_data": ("data/shapes/held_out/ladder.json", "inspection.html", "runs/quickstart/version_0/summary.json"),
+    "your_data": ("data/shapes/held_out/ladder.json", "inspection.html", "runs/shapes/version_0/summary.json"),
     "extending": ("runs/quickstart/*/evaluation/shelf/*.json",),
     "resuming": ("runs/quickstart/version_1/hf/model.safetensors", "runs/quickstart/version_2/summary.json"),
 }
-COMMANDS = ("observe-r1", "python")
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))\b")
 
 
@@ -64,53 +59,13 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-class Commands:
-    """A shell in which `observe-r1` and `python` come from `command_server.py`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.binaries = directory / "bin"
-        self.binaries.mkdir()
-        server = Path(__file__).with_name("command_server.py")
-        for command in COMMANDS:
-            client = self.binaries / command
-            client.write_text(f"#!{sys.executable} -S\n" + server.read_text())
-            client.chmod(0o755)
-        self.socket = directory / "socket"
-        self.log = directory / "server.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.log.open("w") as log:
-            command = [sys.executable, str(server), str(self.socket)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while not self.socket.exists():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-
-    def run(self, directory: Path, script: str, **environment: str) -> None:
-        path = os.pathsep.join([str(self.binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
-        added = {"PATH": path, "OBSERVE_R1_DOCS_SOCKET": str(self.socket), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=directory,
-            env={**os.environ, **added, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout[-6000:]}"
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    commands = Commands(tmp_path_factory.mktemp("commands"))
-    yield commands
-    commands.process.kill()
-    commands.process.wait()
-
-
-def execute(block: Block, directory: Path, commands: Commands) -> None:
+def execute(block: Block, directory: Path, commands: Any) -> None:
     """Does with a block what its language and its markers say."""
+
+    def run(script: str, **environment: str) -> None:
+        code, output = commands(directory, script, COLUMNS="160", **environment)
+        assert code == 0, f"exit code {code}\n{output[-6000:]}"
+
     named = FILE.match(block.text)
     file = directory / (named[1] if named else f"block.{block.language}")
     file.write_text(block.text)  # whatever else is done with it: later blocks may use the file
@@ -121,17 +76,15 @@ def execute(block: Block, directory: Path, commands: Commands) -> None:
         assert page in test.read_text(), f"{test} does not name the page"
         return
     if block.language == "python":
-        commands.run(directory, f"python {file.name}")
+        run(f"python {file.name}")
     elif block.language == "yaml":
-        commands.run(
-            directory, f"observe-r1 fit --config quickstart.yaml --config {file.name}", OBSERVE_R1_DOCS_PARSE="1"
-        )
+        run(f"observe-r1 fit --config quickstart.yaml --config {file.name}", OBSERVE_R1_DOCS_PARSE="1")
     elif block.language == "json":
         for line in block.text.splitlines():
             json.loads(line)
     elif block.language == "bash":
         parse = {"OBSERVE_R1_DOCS_PARSE": "1"} if "parsed only" in block.markers else {}
-        commands.run(directory, block.text, OBSERVE_R1_DOCS_WITH=block.markers.get("run with", ""), **parse)
+        run(block.text, OBSERVE_R1_DOCS_WITH=block.markers.get("run with", ""), **parse)
     elif block.language == "math":
         formula = latex2mathml.converter.convert(block.text)
         assert "\\" not in formula, f"what is not understood is left as it is: {formula}"
@@ -141,7 +94,7 @@ def execute(block: Block, directory: Path, commands: Commands) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_blocks_of(page: Path, tmp_path: Path, commands: Commands) -> None:
+def test_blocks_of(page: Path, tmp_path: Path, commands: Any) -> None:
     for block in blocks(page):
         try:
             execute(block, tmp_path, commands)
@@ -169,7 +122,7 @@ def test_blocks_of(page: Path, tmp_path: Path, commands: Commands) -> None:
         "<!-- any remark -->\n```bash\nfalse\n```",
     ],
 )
-def test_what_does_not_run_is_found(text: str, tmp_path: Path, commands: Commands) -> None:
+def test_what_does_not_run_is_found(text: str, tmp_path: Path, commands: Any) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\n{text}\n")
     (block,) = blocks(page)

@@ -153,7 +153,7 @@ class Impatient(L.Callback):
     """Does not give a network file system its time."""
 
     def setup(self, trainer, module, stage):
-        from observe_r1.callbacks.shared_checkpoints import SharedCheckpoints
+        from observe_r1.callbacks.cluster.shared_checkpoints import SharedCheckpoints
 
         SharedCheckpoints.patience = 0.0
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from observe_r1.callbacks.preemption import EXIT_CODE
+from observe_r1.callbacks.cluster.preemption import EXIT_CODE
 
 from .conftest import BASE, STRATEGIES, Run, run_steps
 from .test_checkpoints import SAVING, same_weights

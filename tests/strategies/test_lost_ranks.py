@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from observe_r1.callbacks.lost_ranks import how_it_ended
+from observe_r1.callbacks.cluster.lost_ranks import how_it_ended
 
 from .conftest import BASE, STRATEGIES, run_steps
 from .test_checkpoints import SAVING

@@ -9,19 +9,20 @@ evaluates, and with OBSERVE_R1_DOCS_PARSE every command is parsed and not run.
 
 from __future__ import annotations
 
-import importlib
+import atexit
 import json
 import os
-import runpy
 import shlex
 import signal
 import socket
 import sys
-import threading
-from pathlib import Path
+import traceback
+from typing import NoReturn
 
 COMMANDS = ("observe-r1", "python")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+IMPORTED = ("callbacks", "cli", "commands", "evaluation", "ladder.importers", "ladder.inspection")
+IMPORTED += ("ladder_builder.build", "lightning_cli")  # and with them torch, Lightning and transformers
 
 
 def shortened(arguments: list[str]) -> list[str]:
@@ -29,8 +30,8 @@ def shortened(arguments: list[str]) -> list[str]:
     if "OBSERVE_R1_DOCS_PARSE" in os.environ:
         arguments = [argument for argument in arguments if argument != "--print_command"]
         return [*arguments, "--print_config=skip_default"]
-    added = shlex.split(os.environ.get("OBSERVE_R1_DOCS_WITH", "")) if arguments[0] in TRAINER_COMMANDS else []
-    return [*arguments, *added]
+    trains = bool(arguments) and arguments[0] in TRAINER_COMMANDS
+    return [*arguments, *(shlex.split(os.environ.get("OBSERVE_R1_DOCS_WITH", "")) if trains else [])]
 
 
 def ask(command: str, arguments: list[str], path: str) -> int:
@@ -45,9 +46,11 @@ def ask(command: str, arguments: list[str], path: str) -> int:
 
 
 def serve(path: str) -> None:
-    """Forks a process for every connection."""
-    for module in ("ladder_builder.build", "lightning_cli", "ladder.inspection", "ladder.importers"):
-        importlib.import_module(f"observe_r1.{module}")  # and with them torch, Lightning and transformers
+    """Forks for every connection; comes back in the process that is to run a command, as a new one would begin."""
+    from importlib import import_module
+
+    for module in IMPORTED:
+        import_module(f"observe_r1.{module}")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -57,42 +60,68 @@ def serve(path: str) -> None:
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 listener.close()
-                return run(connection)
+                return fork_command(connection)
             connection.close()
 
 
-def run(connection: socket.socket) -> None:
-    """One command, in a process that is like a new one but for what is imported."""
+def fork_command(connection: socket.socket) -> None:
+    """Comes back in the process of the command. Its parent stays behind and tells the client how it ended."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    request = json.loads(connection.makefile().readline())
+    child = os.fork()
+    if child:
+        for stream in streams:
+            os.close(stream)
+        watch(child, connection)
+    connection.close()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    request = json.loads(connection.makefile().readline())
-    threading.Thread(target=end_with_client, args=(connection,), daemon=True).start()
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path.pop(0)  # the folder of this file
-    code: object = 1
+    sys.argv = request["command"]
+
+
+def watch(child: int, connection: socket.socket) -> NoReturn:
+    """Ends with the command; who kills the client means the command."""
+    from threading import Thread
+
+    def end_with_client() -> None:
+        if not connection.recv(1):
+            os.kill(child, signal.SIGKILL)
+
+    Thread(target=end_with_client, daemon=True).start()
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+    os._exit(0)
+
+
+def run() -> NoReturn:
+    """The command, and the end of its process without the seconds that Python takes to forget all it has imported."""
+    code = 1
     try:
-        execute(*request["command"])
+        execute(*sys.argv)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
-    finally:
-        connection.sendall(f"{code}\n".encode())
-
-
-def end_with_client(connection: socket.socket) -> None:
-    """Who kills the client means the command."""
-    if not connection.recv(1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def execute(command: str, *arguments: str) -> None:
     """What the command does, in this process."""
     if command == "python":
+        import runpy
+
         script, *sys.argv = arguments[0], *arguments
         if script == "-":
             exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
@@ -101,11 +130,12 @@ def execute(command: str, *arguments: str) -> None:
         return
     from observe_r1.cli import main
 
-    sys.argv = [str(Path(sys.executable).with_name(command)), *arguments]  # DDP starts ranks with it
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), command), *arguments]  # DDP starts ranks with it
     main()
 
 
 if __name__ == "__main__":
-    if Path(sys.argv[0]).name in COMMANDS:
-        sys.exit(ask(Path(sys.argv[0]).name, sys.argv[1:], os.environ["OBSERVE_R1_DOCS_SOCKET"]))
+    if os.path.basename(sys.argv[0]) in COMMANDS:
+        sys.exit(ask(os.path.basename(sys.argv[0]), sys.argv[1:], os.environ["OBSERVE_R1_DOCS_SOCKET"]))
     serve(sys.argv[1])
+    run()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from observe_r1.callbacks.completions_picture import (
+from observe_r1.callbacks.media.completions_picture import (
     GREEN,
     GREY,
     RED,
@@ -49,8 +49,8 @@ def draw_examples(examples: Sequence[tuple[Prompt, Prediction]], title: str) -> 
             image.imshow(prompt.images[0])
         length = f"{prediction.tokens} tokens" + (", truncated" if prediction.truncated else "")
         answer = f"{prediction.item.id}: {prediction.item.answer}"
-        _write(question, wrapped(answer, 54, 1), wrapped(question_of(prompt), 46, 8))
-        _write(response, length, wrapped(prediction.response, 60, 8))
+        _write(question, wrapped(answer, 54, 1), wrapped(question_of(prompt), 46))
+        _write(response, length, wrapped(prediction.response, 60))
         if len(prompt.images) > 1:
             image.set_title(f"the first of {len(prompt.images)} pictures", fontsize=8, color=GREY, loc="left")
         judged = prediction.verdict

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from observe_r1.callbacks.phase import PhaseHooks
-from observe_r1.callbacks.terminal import draws, duration, figures_that_matter, optimizer_steps, say
+from observe_r1.callbacks.display.phase import PhaseHooks
+from observe_r1.callbacks.terminal import draws, figures_that_matter, optimizer_steps, say
+from observe_r1.durations import clock
 from observe_r1.module import ObserveR1
 
 WIDE, WIDEST = 100, 120  # columns from which there is room for the held-out pass rate, and for a longer bar
@@ -114,9 +115,9 @@ class _Time(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         if task.finished:
-            return Text(duration(task.finished_time or 0.0), style="dim")
+            return Text(clock(task.finished_time or 0.0), style="dim")
         remaining = task.time_remaining
-        return Text(("-:--" if remaining is None else duration(remaining)) + self.suffix, style="dim")
+        return Text(("-:--" if remaining is None else clock(remaining)) + self.suffix, style="dim")
 
 
 class _Figures(ProgressColumn):
@@ -183,10 +184,10 @@ class ProgressLines(PhaseHooks, ProgressBar):
         assert isinstance(module, ObserveR1)
         self._told = time.monotonic()
         steps, total, passed = trainer.global_step, optimizer_steps(trainer), self._told - self._started
-        left = "" if total is None else f", {duration(passed / (steps - self._first_step) * (total - steps))} left"
+        left = "" if total is None else f", {clock(passed / (steps - self._first_step) * (total - steps))} left"
         figures = figures_that_matter(trainer, module)
         shown = "  ".join(f"{name} {value}" for name, value in figures.items() if name != "held-out")
-        say(f"step {steps}/{'?' if total is None else total}  {shown}  ({duration(passed)} passed{left})")
+        say(f"step {steps}/{'?' if total is None else total}  {shown}  ({clock(passed)} passed{left})")
 
 
 def progress_display(console: Console) -> ProgressBar:

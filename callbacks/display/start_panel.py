@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.lookup import first_of
@@ -45,8 +46,10 @@ def rows(trainer: L.Trainer, module: ObserveR1, directory: Path | None) -> dict[
     if directory is not None:
         found["written to"] = str(directory)
         found["watch"] = tensorboard(trainer, directory)
-        if getattr(trainer.checkpoint_callback, "save_last", None):
-            found["resume"] = f"add --ckpt_path {directory / 'checkpoints' / 'last.ckpt'}"
+        saving = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
+        if saving:
+            last = f"{saving[0].CHECKPOINT_NAME_LAST}{saving[0].FILE_EXTENSION}"
+            found["resume"] = f"add --ckpt_path {saving[0].dirpath}/{last}"
     return {name: value for name, value in found.items() if value}
 
 
@@ -110,7 +113,7 @@ def batches(trainer: L.Trainer, module: ObserveR1) -> str:
     text += f" on {count(ranks, 'rank')}" if ranks > 1 else ""
     text += f", {prompts * group / (updates.steps_per_rollout * parts * ranks):.4g} completions each"
     total = optimizer_steps(trainer)
-    return text if total is None else f"{text}; {total} steps in all"
+    return text if total is None else f"{text}; {count(total, 'step')} in all"
 
 
 def devices(trainer: L.Trainer) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from observe_r1.callbacks.cluster.preemption import Preempted
 from observe_r1.callbacks.health import Health, SickRun
 from observe_r1.callbacks.hf_export import HFExport
 from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.run_summary import RunSummary
-from observe_r1.callbacks.terminal import duration, say, show, tensorboard
+from observe_r1.callbacks.terminal import say, show, tensorboard
+from observe_r1.durations import duration
 from observe_r1.experience import Experience
 from observe_r1.module import ObserveR1
 
@@ -24,6 +27,7 @@ PHASES = {  # names of the phase clock, in words
     "old_logprobs": "old log-probs",
     "reward": "rewards",
     "data": "data",
+    "exchange": "groups between ranks",
     "weight_sync": "weights to the sampler",
     "evaluate": "benchmarks",
 }
@@ -55,9 +59,14 @@ class ClosingSummary(L.Callback):
             show("finished", self.rows(trainer, pl_module, skipped))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        last = None if isinstance(exception, SickRun) else self._last_checkpoint(trainer)  # which says it itself
-        if trainer.is_global_zero and last is not None and trainer.state.fn == "fit":
+        said = isinstance(exception, SickRun | Preempted)  # where their checkpoints are
+        if said or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        last = self._last_checkpoint(trainer)
+        if last is not None:
             say(f"Stopped at step {trainer.global_step}. To go on: the same command with --ckpt_path {last}")
+        elif trainer.global_step > 0 and not any(saved(trainer, "best_model_path")):
+            say(f"Stopped at step {trainer.global_step}, before this run saved a checkpoint.")
 
     def state_dict(self) -> dict[str, float]:
         return {"rollouts": self.rollouts, "wasted": self.wasted}
@@ -67,7 +76,12 @@ class ClosingSummary(L.Callback):
 
     def rows(self, trainer: L.Trainer, module: ObserveR1, skipped: dict[str, dict[str, int]]) -> dict[str, str]:
         """What the summary says, by name."""
-        rows = {"pass rate": self._pass_rate(trainer), "time": times(module), "groups": "", "skipped": ""}
+        rows = {
+            "pass rate": self._pass_rate(trainer),
+            "time": times(module, first_of(trainer, RunSummary)),
+            "groups": "",
+            "skipped": "",
+        }
         if self.rollouts:
             rows["groups"] = f"{self.wasted / self.rollouts:.0%} all right or all wrong, without any gradient"
         reasons = [f"{n} × {reason} ({split})" for split, counts in skipped.items() for reason, n in counts.items()]
@@ -108,15 +122,20 @@ class ClosingSummary(L.Callback):
 
     @staticmethod
     def _last_checkpoint(trainer: L.Trainer) -> str | None:
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        return str(last) or None
+        return next(saved(trainer, "last_model_path"), None)
 
 
-def times(module: ObserveR1) -> str:
-    """Per phase, the longest first; phases of less than a hundredth are left out."""
+def saved(trainer: L.Trainer, kind: str) -> Iterator[str]:
+    """What the callbacks that save checkpoints have saved as the last or the best one."""
+    return (str(path) for callback in trainer.checkpoint_callbacks if (path := getattr(callback, kind, "")))
+
+
+def times(module: ObserveR1, summary: RunSummary | None) -> str:
+    """Of the run, and per phase, the longest first; phases of less than a hundredth are left out."""
     seconds = module.clock.total
-    all_of_them = sum(seconds.values())
-    longest = sorted(((amount, phase) for phase, amount in seconds.items()), reverse=True)
+    all_of_them = sum(seconds.values()) if summary is None else summary.seconds()
+    rest = all_of_them - sum(seconds.values())
+    longest = [*sorted(((amount, phase) for phase, amount in seconds.items()), reverse=True), (rest, "other")]
     named = [f"{PHASES.get(phase, phase)} {duration(t)}" for t, phase in longest if t > 0.01 * all_of_them]
     return f"{duration(all_of_them)}: {', '.join(named)}" if named else ""
 

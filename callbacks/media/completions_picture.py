@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from observe_r1.experience import Prompt, PromptGroup
 
 ROW_INCHES = 1.8  # ten lines of text
-MAX_CHARACTERS = 420  # of a completion in the picture; the file beside it has all of it
+MAX_LINES = 7  # of a text in the picture, below its figures; the file beside it has all of it
+QUESTION_LINES = 6  # with the gold and the figures below it a row is full
 GREEN, RED, GREY = "#1a7f37", "#b42318", "#555555"
 
 
@@ -50,8 +51,8 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         axes[0].imshow(prompt.images[0])
     level = "unknown" if prompt.difficulty is None else f"{prompt.difficulty:.3f}"
     about = (
-        f"{wrapped(question_of(prompt), 36, 5)}\n\n{wrapped(f'gold: {prompt.gold.answer}', 36, 2)}\nlevel {level}\n"
-        f"pass rate {scores.pass_rate:.2f}   weight {scores.weight:.2f}"
+        f"{wrapped(question_of(prompt), 36, QUESTION_LINES)}\n\n{wrapped(f'gold: {prompt.gold.answer}', 36, 1)}\n"
+        f"level {level}\npass rate {scores.pass_rate:.2f}   weight {scores.weight:.2f}"
     )
     axes[1].text(0, 0.98, about, va="top", fontsize=9, parse_math=False, clip_on=True)
     order = scores.reward.argsort(descending=True, stable=True).tolist()
@@ -63,7 +64,7 @@ def _draw_group(figure: Figure, grid: object, row: int, group: PromptGroup) -> N
         length = f"{len(completion)} tokens" + (", truncated" if completion.truncated else "")
         axis.text(0, 0.98, heading, va="top", fontsize=9, color=colour, weight="bold")
         axis.text(0, 0.84, length, va="top", fontsize=8, color=GREY)
-        axis.text(0, 0.71, wrapped(completion.text, 52, 7), va="top", fontsize=9, parse_math=False, clip_on=True)
+        axis.text(0, 0.71, wrapped(completion.text, 52), va="top", fontsize=9, parse_math=False, clip_on=True)
 
 
 def question_of(prompt: Prompt) -> str:
@@ -77,7 +78,8 @@ def question_of(prompt: Prompt) -> str:
     return ""
 
 
-def wrapped(text: str, width: int, lines: int) -> str:
-    """The beginning of a text in at most so many lines of this width."""
-    shortened = text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"
-    return "\n".join(textwrap.wrap(shortened, width, max_lines=lines, placeholder=" …"))
+def wrapped(text: str, width: int, most: int = MAX_LINES) -> str:
+    """The beginning of a text, in so many lines of this width at most."""
+    enough = 2 * width * most  # of a completion that may be long, with room for spaces that are joined
+    beginning = text if len(text) <= enough else text[:enough] + " …"
+    return "\n".join(textwrap.wrap(beginning, width, max_lines=most, placeholder=" …"))

@@ -1,0 +1,1 @@
+"""Pictures of completions and benchmark answers, and how loggers take them."""

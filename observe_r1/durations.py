@@ -1,0 +1,23 @@
+"""Spans of time as people read them."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """In words: `0.013 s`, `3.2 s`, `41 s`, `5 min 3 s`, `1,234 h 5 min`."""
+    if seconds < 0.1:
+        return f"{max(0.0, seconds):.3f} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def clock(seconds: float) -> str:
+    """As on a clock, for what counts up or down: `2:05`, or `1:02:05`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
