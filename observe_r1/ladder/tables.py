@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from observe_r1.ladder.sample import BadSample, parse_json
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -92,9 +95,25 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         # buffered: by default a whole column of a row group is read, which can be gigabytes of pictures
         with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
             batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except ArrowException as error:
+            yield from enumerate((row for batch in batches for row in _rows_of(batch)), start=1)
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of pyarrow
+            raise
         raise ValueError(f"{path} cannot be read as parquet ({error}); download it again") from error
+
+
+def _rows_of(batch: RecordBatch) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # of one row among them
+        return [_row_of(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row_of(batch: RecordBatch) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadSample("field_invalid", f"a text is not UTF-8: {error}")
 
 
 def _read_json_file(path: Path) -> Iterator[tuple[int, Any]]:

@@ -215,6 +215,29 @@ def test_a_file_that_is_no_parquet(tmp_path):
         import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
 
 
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_parquet_with_damaged_pages(tmp_path, compression):
+    rows = pa.table({"question": [f"What is {number}?" for number in range(500)], "answer": ["3"] * 500})
+    parquet.write_table(rows, tmp_path / "rows.parquet", compression=compression, use_dictionary=False)
+    content = bytearray((tmp_path / "rows.parquet").read_bytes())
+    for position in range(300, len(content) // 2, 7):
+        content[position] ^= 0xFF
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as parquet"):
+        import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
+
+
+def test_one_text_that_is_not_utf8_costs_its_row(tmp_path):
+    latin = "grün?".encode("latin-1")
+    lengths = pa.array([0, 1, 1 + len(latin), 2 + len(latin)], pa.int32()).buffers()[1]
+    questions = pa.StringArray.from_buffers(3, lengths, pa.py_buffer(b"?" + latin + b"?"))
+    parquet.write_table(pa.table({"question": questions, "answer": ["1", "2", "3"]}), tmp_path / "rows.parquet")
+    report = import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
+    assert (report.samples, report.skipped) == (2, {"field_invalid": 1})
+    (skipped,) = (tmp_path / "ladder" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(skipped)["row"] == 2
+
+
 def test_a_list_that_breaks_off_says_where(tmp_path):
     (tmp_path / "rows.json").write_text('[{"question": "?", "answer": "1"}, {"question": ')
     with pytest.raises(ValueError, match="cannot be parsed after row 1"):
