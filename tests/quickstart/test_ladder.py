@@ -82,6 +82,6 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
 def test_nodes_that_share_a_disk_may_make_it_at_the_same_time(tmp_path):
     prepare = "from observe_r1.datamodules import QuickstartDataModule as Data; Data('ladder', 8, 2).prepare_data()"
     nodes = [subprocess.Popen([sys.executable, "-c", prepare], cwd=tmp_path) for _ in range(2)]
-    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    assert [node.wait(timeout=600) for node in nodes] == [0, 0]
     assert len(LadderDataset(tmp_path / "ladder")) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["ladder"]  # what came too late is gone
