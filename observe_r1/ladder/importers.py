@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -241,7 +242,7 @@ def _progress(items: Iterable[Any], description: str, console: Console, total: i
 
 
 def _print_summary(report: ImportReport, output: Path, console: Console) -> None:
-    table = Table("samples", "count", title=str(output))
+    table = Table("samples", "count", title=escape(str(output)))
     table.columns[1].justify = "right"
     table.add_row("ladder", str(report.samples))
     if report.held_out:
@@ -252,5 +253,7 @@ def _print_summary(report: ImportReport, output: Path, console: Console) -> None
     if report.order == "input":
         console.print("The samples keep the order of the input: no row has a difficulty, or `order` says so.")
     if report.skipped:
-        console.print(f"Skipped rows are listed in {output / SKIPPED_FILE}.")
-    console.print(f"Next: observe-r1 audit {output}, then fit with --data.ladder {output}.", soft_wrap=True)
+        console.print(f"Skipped rows are listed in {output / SKIPPED_FILE}.", markup=False)
+    console.print(
+        f"Next: observe-r1 audit {output}, then fit with --data.ladder {output}.", markup=False, soft_wrap=True
+    )

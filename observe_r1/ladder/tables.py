@@ -104,9 +104,10 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _rows_of(batch: RecordBatch) -> list[Any]:
     try:
-        return batch.to_pylist()
+        rows: list[Any] = batch.to_pylist()
     except UnicodeDecodeError:  # of one row among them
-        return [_row_of(batch.slice(number, 1)) for number in range(batch.num_rows)]
+        rows = [_row_of(batch.slice(number, 1)) for number in range(batch.num_rows)]
+    return rows
 
 
 def _row_of(batch: RecordBatch) -> Any:
