@@ -74,7 +74,8 @@ def import_ladder(
             that of Geometry3K, one with `question` in that of ViRL39K or MMK12.
         columns: Names of columns that are not as the format has them; a `question` or `messages` alone is enough.
         source: Name of the data set, for rows that do not name theirs.
-        image_root: Where the images lie; relative paths are looked up here, then beside the table.
+        image_root: Where the images lie; relative paths are looked up here, then beside the table. null: beside the
+            table, then in the folder that is imported.
         limit: Read no more than this many rows.
         samples_per_shard: Samples in one tar file.
         holdout: Keep this many samples out of the ladder and write them to OUTPUT/held_out, spread evenly over it.
@@ -106,14 +107,15 @@ def import_ladder(
         rows = _progress(islice(read_rows(input), limit), "reading", console)
 
         def sample(row: Row) -> Sample[StoredImage]:
+            beside = row.file.parent
             return sample_of(
                 row.content,
                 row.default_id,
-                row.file.parent if input.is_file() else input,
+                input if image_root is None and input.is_dir() else beside,
                 format=format,
                 columns=columns,
                 source=source,
-                image_root=image_root,
+                image_root=image_root or beside,
                 system_prompt=system_prompt,
                 max_image_pixels=max_image_pixels,
             )

@@ -24,10 +24,7 @@ class Row:
     file: Path
     number: int  # from 1; in JSON Lines the number of the line
     content: Any
-
-    @property
-    def default_id(self) -> str:
-        return f"{self.file.stem}-{self.number}"
+    default_id: str  # after the file, as it is called below the input, and the number
 
 
 def read_rows(input: Path) -> Iterator[Row]:
@@ -39,8 +36,9 @@ def read_rows(input: Path) -> Iterator[Row]:
     """
     for file in find_tables(input):
         rows = read_parquet(file) if file.suffix == ".parquet" else _read_json_file(file)
+        name = file.relative_to(input) if file != input else Path(file.name)
         for number, content in rows:
-            yield Row(file, number, content)
+            yield Row(file, number, content, f"{name.with_suffix('').as_posix()}-{number}")
 
 
 def find_tables(input: Path) -> list[Path]:

@@ -203,6 +203,24 @@ class TestFolders:
             write_parquet(tmp_path / "set" / "data" / f"train-{number}.parquet", rows)
         assert [prompt.gold.answer for prompt in imported(tmp_path / "set")] == ["0", "1", "2"]
 
+    def test_files_of_one_name_in_several_folders(self, tmp_path):
+        """As data sets with several configurations have them; their rows bring no ids."""
+        for subject in ("algebra", "geometry"):
+            write_parquet(tmp_path / "set" / subject / "train-0.parquet", [{"question": f"{subject}?", "answer": "1"}])
+        prompts = imported(tmp_path / "set")
+        assert [prompt.id for prompt in prompts] == ["algebra/train-0-1", "geometry/train-0-1"]
+
+    def test_pictures_beside_tables_further_down_or_at_the_top(self, tmp_path, encoded):
+        for picture, colour in (("algebra/images/1", "red"), ("images/1", "lime"), ("images/top", "blue")):
+            (tmp_path / "set" / picture).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / f"{picture}.png").write_bytes(encoded(colour))
+        row = {"question": "<image><image>?", "image": ["images/1.png", "images/top.png"], "answer": "1"}
+        for subject in ("algebra", "geometry"):
+            (tmp_path / "set" / subject).mkdir(exist_ok=True)
+            write_lines(tmp_path / "set" / subject / "rows.jsonl", [row])
+        first, second = (content(prompt) for prompt in imported(tmp_path / "set"))
+        assert [first[:2], second[:2]] == [[RED, BLUE], [(0, 255, 0), BLUE]]
+
     def test_an_empty_folder(self, tmp_path):
         (tmp_path / "set").mkdir()
         with pytest.raises(ValueError, match="holds no table"):
