@@ -34,6 +34,7 @@ MAX_ANSWER_CHARACTERS = 2000
 
 AnswerType = Literal["auto", "text", "choice", "number", "math"]
 GoldKind = Literal["text", "choice", "number", "math", "unjudgeable"]
+MAX_PRECISION = 100  # decimals: to compare numbers in a billion of them would take forever
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Gold:
     """The right answer of a question and how predictions are compared with it.
 
     Raises:
-        ValueError: on an unknown `answer_type`, a blank answer, a negative `precision`, or an answer of type `choice`
-            that is neither one of `choices` nor the letter of one.
+        ValueError: on an unknown `answer_type`, a blank answer, an impossible `precision`, or an answer of type
+            `choice` that is neither one of `choices` nor the letter of one.
     """
 
     answer: str
@@ -59,8 +60,10 @@ class Gold:
             )
         if not normalise(self.answer):
             raise ValueError(f"answer is {self.answer!r}, which is blank; give the text of the right answer")
-        if self.precision is not None and self.precision < 0:
-            raise ValueError(f"precision is {self.precision}; give a number of decimals (0 or more) or None for exact")
+        if self.precision is not None and not 0 <= self.precision <= MAX_PRECISION:
+            raise ValueError(
+                f"precision is {self.precision!r:.40}; give 0 to {MAX_PRECISION} decimals, or None for exact"
+            )
         if self.answer_type == "choice" and _chosen(self) is None:
             valid = ", ".join(map(repr, self.choices)) or "a letter such as 'B', as there are no choices"
             raise ValueError(

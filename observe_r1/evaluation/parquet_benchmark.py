@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -119,16 +118,13 @@ def interleave(text: str, pictures: Mapping[int, Any]) -> tuple[list[Message], l
 
 
 def decode(stored: Mapping[str, Any], max_pixels: int) -> Any:
-    """The picture of an image column as RGB, transparent parts white.
+    """The picture of an image column as RGB, upright, transparent parts white.
 
     Raises:
         ValueError: It is damaged, too large, or only a path is stored.
     """
-    from PIL import Image
-
-    from observe_r1.ladder.images import store_image
+    from observe_r1.ladder.images import load_rgb, store_image
 
     if not stored.get("bytes"):
         raise ValueError(f"the file holds no picture, only the path {stored.get('path')!r}")
-    image = Image.open(io.BytesIO(store_image(stored["bytes"], max_pixels).data))
-    return image.convert("RGB")
+    return load_rgb("picture", store_image(stored["bytes"], max_pixels).data, max_pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,9 +29,13 @@ def read_image(reference: str, directory: Path, image_root: Path | None = None) 
     if reference.startswith(("http://", "https://", "data:")):
         return _download(reference)
     tried = list(dict.fromkeys(_candidates(reference, directory, image_root)))
-    for path in tried:
-        if path.is_file():
-            return path.read_bytes()
+    try:
+        for path in tried:
+            if path.is_file():
+                return path.read_bytes()
+    except OSError as error:  # a name that is too long, a directory that may not be entered
+        hint = "; encoded images as text are written data:image/png;base64,…" if len(reference) > 255 else ""
+        raise BadSample("image_missing", f"{reference:.200}: {error.strerror}{hint}") from error
     raise BadSample("image_missing", "no file " + " or ".join(str(path) for path in tried))
 
 
@@ -49,7 +54,7 @@ def _download(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
             content: bytes = response.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: an address or a data URL that is none
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: an address or a data URL that is none
         raise BadSample("image_missing", f"{address:.200}: {error}") from error
     if len(content) > MAX_BYTES:
         raise BadSample("image_too_large", f"{address:.200}: more than {MAX_BYTES} bytes")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -235,15 +236,14 @@ def _example(findings: AuditReport, finding: str, id: str, source: str, gold: st
 
 def _print(findings: AuditReport, ladder: Path) -> None:
     console = Console()
-    table = Table(
-        "source", "golds", "unparseable", "false negatives", "false positives", "time-outs", "format", title=str(ladder)
-    )
+    columns = ("source", "golds", "unparseable", "false negatives", "false positives", "time-outs", "format")
+    table = Table(*columns, title=escape(str(ladder)))
     for column in table.columns[1:]:
         column.justify = "right"
     rows = [*sorted(findings.sources.items()), ("all", findings.total)]
     for name, audit in rows[-1:] if len(findings.sources) < 2 else rows:
         table.add_row(
-            name,
+            escape(name),
             str(audit.golds),
             str(audit.unparseable),
             f"{audit.false_negatives} of {audit.right_answers}",
@@ -257,15 +257,9 @@ def _print(findings: AuditReport, ladder: Path) -> None:
     if findings.examples:
         examples = Table("finding", "sample", "gold", "answer", title="Examples")
         for example in findings.examples:
-            examples.add_row(*(_plain(example[name]) for name in ("finding", "id", "gold", "answer")))
+            examples.add_row(*(escape(example[name][:200]) for name in ("finding", "id", "gold", "answer")))
         console.print(examples)
     for reason in findings.reasons:
         console.print(f"Do not train on it: {reason}.", markup=False)
     if not findings.reasons:
         console.print("Nothing speaks against training on it.")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text[:200])

@@ -111,7 +111,7 @@ def release_row(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """The row under the names of the release's format, its question as messages.
 
     Raises:
-        BadSample: The row has no question, or a list in a text that cannot be parsed.
+        BadSample: The row has no question, a list in a text that cannot be parsed, or a pass rate that is none.
     """
     values = {name: _look_up(row, path) for name, path in vars(columns).items() if path is not None}
     messages, question = values.pop("messages", None), values.pop("question", None)
@@ -124,8 +124,10 @@ def release_row(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         if isinstance(text, str) and text.lstrip().startswith("["):
             values[name] = _list(name, text)
     rate = values.pop("pass_rate", None)
-    if values.get("difficulty") is None and isinstance(rate, (int, float)) and rate >= 0 and math.isfinite(rate):
-        values["difficulty"] = 1 - rate
+    if values.get("difficulty") is None and rate is not None:
+        if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate > 1:
+            raise BadSample("field_invalid", f"the pass rate is {rate!r:.80}, not a number up to 1")
+        values["difficulty"] = None if rate < 0 else 1 - rate
     return values
 
 

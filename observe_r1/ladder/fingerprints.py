@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, READABLE_FORMATS, check_header, decoding
+from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, READABLE_FORMATS, check_header, decoding, upright
 
 _MARKERS = re.compile(r"<image(?:[ _]?\d+)?>")
 _SPACE = re.compile(r"\s+")
@@ -24,7 +24,7 @@ def image_fingerprint(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
     image = check_header(data, max_pixels, READABLE_FORMATS)
     with decoding():
         image.load()
-    return pixel_fingerprint(image)
+    return pixel_fingerprint(upright(image))
 
 
 def pixel_fingerprint(image: Image.Image) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from observe_r1.ladder.sample import BadSample
 
@@ -19,6 +19,16 @@ READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)
 """What Pillow raises on damaged PNG, JPEG and WebP data."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the value of EXIF's Orientation
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ def check_header(data: bytes, max_pixels: int, formats: tuple[str, ...] = ("PNG"
 
 
 def load_rgb(name: str, data: bytes, max_pixels: int) -> Image.Image:
-    """The decoded image of a tar member.
+    """The decoded image of a tar member, as a viewer shows it.
 
     Raises:
         BadSample: `image_corrupt`, `image_too_large` or `image_unsupported`, with the member's name.
@@ -55,7 +65,7 @@ def load_rgb(name: str, data: bytes, max_pixels: int) -> Image.Image:
         image = check_header(data, max_pixels)
         with decoding():
             image.load()
-            return image.convert("RGB")
+            return upright(image).convert("RGB")
     except BadSample as bad:
         raise BadSample(bad.reason, f"{name}: {bad.detail}") from bad.__cause__
 
@@ -82,8 +92,17 @@ def store_image(image: bytes | Image.Image, max_pixels: int = DEFAULT_MAX_PIXELS
             return StoredImage(image, extension)
         image = opened
     buffer = io.BytesIO()
-    _on_white(image).save(buffer, format="PNG")
+    _on_white(upright(image)).save(buffer, format="PNG")
     return StoredImage(buffer.getvalue(), "png")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded image as viewers show it: cameras store what the sensor saw, and in EXIF how it has to be turned."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*UNREADABLE, TypeError, LookupError):  # damaged EXIF says nothing about the pixels
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 @contextmanager
@@ -93,6 +112,8 @@ def decoding() -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample("image_too_large", str(error)) from error
+    except UnidentifiedImageError as error:  # whose own words hold an address in memory
+        raise BadSample("image_corrupt", "not recognised as a picture of a format that can be read") from error
     except (*UNREADABLE, TypeError) as error:  # TypeError: a TIFF tag of another type than it should have
         raise BadSample("image_corrupt", str(error)) from error
 

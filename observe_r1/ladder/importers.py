@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -73,7 +74,8 @@ def import_ladder(
             that of Geometry3K, one with `question` in that of ViRL39K or MMK12.
         columns: Names of columns that are not as the format has them; a `question` or `messages` alone is enough.
         source: Name of the data set, for rows that do not name theirs.
-        image_root: Where the images lie; relative paths are looked up here, then beside the table.
+        image_root: Where the images lie; relative paths are looked up here, then beside the table. null: beside the
+            table, then in the folder that is imported.
         limit: Read no more than this many rows.
         samples_per_shard: Samples in one tar file.
         holdout: Keep this many samples out of the ladder and write them to OUTPUT/held_out, spread evenly over it.
@@ -105,14 +107,15 @@ def import_ladder(
         rows = _progress(islice(read_rows(input), limit), "reading", console)
 
         def sample(row: Row) -> Sample[StoredImage]:
+            beside = row.file.parent
             return sample_of(
                 row.content,
                 row.default_id,
-                row.file.parent if input.is_file() else input,
+                input if image_root is None and input.is_dir() else beside,
                 format=format,
                 columns=columns,
                 source=source,
-                image_root=image_root,
+                image_root=image_root or beside,
                 system_prompt=system_prompt,
                 max_image_pixels=max_image_pixels,
             )
@@ -241,7 +244,7 @@ def _progress(items: Iterable[Any], description: str, console: Console, total: i
 
 
 def _print_summary(report: ImportReport, output: Path, console: Console) -> None:
-    table = Table("samples", "count", title=str(output))
+    table = Table("samples", "count", title=escape(str(output)))
     table.columns[1].justify = "right"
     table.add_row("ladder", str(report.samples))
     if report.held_out:
@@ -252,5 +255,7 @@ def _print_summary(report: ImportReport, output: Path, console: Console) -> None
     if report.order == "input":
         console.print("The samples keep the order of the input: no row has a difficulty, or `order` says so.")
     if report.skipped:
-        console.print(f"Skipped rows are listed in {output / SKIPPED_FILE}.")
-    console.print(f"Next: observe-r1 audit {output}, then fit with --data.ladder {output}.", soft_wrap=True)
+        console.print(f"Skipped rows are listed in {output / SKIPPED_FILE}.", markup=False)
+    console.print(
+        f"Next: observe-r1 audit {output}, then fit with --data.ladder {output}.", markup=False, soft_wrap=True
+    )

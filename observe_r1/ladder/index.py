@@ -174,6 +174,9 @@ def _members(file: BinaryIO, tar: str, size: int, problem: list[Problem]) -> Ite
                 break
             archive.members = []  # type: ignore[attr-defined]  # a long shard would otherwise be held in memory, header by header
             end = archive.offset  # where the next header is due
+            if end <= member.offset:  # a negative size, which would lead back to the same header for ever
+                problem.append("shard_corrupt")
+                return
             if not member.isreg() or member.issparse() or SKIPPED_NAME.match(member.name):
                 continue
             key, suffix = base_plus_ext(member.name)
@@ -196,9 +199,9 @@ def _members(file: BinaryIO, tar: str, size: int, problem: list[Problem]) -> Ite
 def _difficulty(document: bytes) -> float | None:
     try:
         value = json.loads(document)["difficulty"]
-    except (ValueError, TypeError, LookupError, RecursionError):
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
         return None  # reading the sample will say what is wrong with it
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _checksum(file: BinaryIO, offset: int, length: int) -> int:

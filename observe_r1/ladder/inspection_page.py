@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from observe_r1.html_page import frame
-from observe_r1.ladder.images import StoredImage
+from observe_r1.ladder.images import DEFAULT_MAX_PIXELS, StoredImage, load_rgb
 from observe_r1.ladder.inspection import Inspection
 from observe_r1.ladder.inspection_terminal import complexity_histogram, shards
-from observe_r1.ladder.sample import Sample
+from observe_r1.ladder.sample import BadSample, Sample
 from observe_r1.ladder.stored import question_of
 from observe_r1.thumbnails import SMALL_FILE, data_address, thumbnail
 
@@ -129,7 +126,7 @@ def _examples(level: str, samples: Sequence[Sample[StoredImage]]) -> str:
 
 
 def _card(sample: Sample[StoredImage]) -> str:
-    pictures = "".join(f"<img src='{picture(image)}' alt='image {n}'>" for n, image in enumerate(sample.images))
+    pictures = "".join(_picture(image, n) for n, image in enumerate(sample.images))
     facts = [sample.id, sample.source]
     if sample.n_rollouts is not None and sample.n_correct is not None:
         facts.append(f"{sample.n_correct} of {sample.n_rollouts} right")
@@ -143,10 +140,20 @@ def _card(sample: Sample[StoredImage]) -> str:
     )
 
 
+def _picture(image: StoredImage, number: int) -> str:
+    try:
+        return f"<img src='{picture(image)}' alt='image {number}'>"
+    except BadSample as bad:  # its header is sound, which is all that was looked at so far
+        return f"<p class='soft'>image {number}: {escape(str(bad))}</p>"
+
+
 def picture(image: StoredImage) -> str:
-    """The image as a data address, scaled down where it is large."""
+    """The image as a data address, scaled down where it is large.
+
+    Raises:
+        BadSample: It is large, and damaged.
+    """
     data, extension = image.data, image.extension
     if len(data) > SMALL_FILE:
-        with Image.open(io.BytesIO(data)) as opened:
-            data, extension = thumbnail(opened)
+        data, extension = thumbnail(load_rgb(f"{extension} image", data, DEFAULT_MAX_PIXELS))
     return data_address(data, extension)

@@ -54,6 +54,8 @@ def _files(content: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
+                if archive.offset <= member.offset:
+                    raise BadSample("shard_corrupt", f"{member.name} has a negative size")
                 data = archive.extractfile(member) if member.isreg() else None
                 if data is not None:
                     yield member.name, data.read()
@@ -79,6 +81,8 @@ def _plain_files(content: bytes) -> list[tuple[str, bytes]] | None:
             size = int(header[124:136].partition(b"\0")[0], 8)
         except ValueError:
             return None
+        if size < 0:  # the next header would be this one again
+            raise BadSample("shard_corrupt", f"{name} has a negative size")
         start = position + tarfile.BLOCKSIZE
         files.append((f"{prefix}/{name}" if prefix else name, content[start : start + size]))
         position = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ def sample_of(
         "source": _plain(row.get("source"), source),
     }
     document["answer"] = _plain(row.get("answer"), None)
-    if document["difficulty"] is None and document["n_rollouts"] and isinstance(document["n_correct"], int):
-        document["difficulty"] = 1 - document["n_correct"] / document["n_rollouts"]
     # Texts, numbers and the gold are checked before any image is fetched.
-    Sample.from_document(document, references)
+    checked = Sample.from_document(document, references)
+    if checked.difficulty is None and checked.n_rollouts and checked.n_correct is not None:
+        document["difficulty"] = 1 - checked.n_correct / checked.n_rollouts
     images = [
         store_image(
             reference if isinstance(reference, bytes) else read_image(reference, directory, image_root),
@@ -96,7 +97,9 @@ def _with_role(message: dict[str, Any]) -> dict[str, Any]:
     """A message of `from` and `value`, as conversations of supervised sets have them, with role and content."""
     if "role" in message or "from" not in message:
         return message
-    return {"role": SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
+    speaker = message["from"]
+    role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return {"role": role, "content": message.get("value")}
 
 
 def _column_images(row: Mapping[str, Any]) -> list[Reference]:
@@ -218,4 +221,4 @@ def _plain(value: object, default: str | None) -> object:
     """Identifiers and answers may come as numbers; anything else is left for validation to refuse."""
     if value is None:
         return default
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return str(value) if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) else value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -128,9 +128,9 @@ class Sample(Generic[ImageT]):
             raise BadSample("field_missing", ", ".join(missing))
         if isinstance(values.get("choices"), list):
             values["choices"] = tuple(values["choices"])
-        precision = values.get("precision")
-        if isinstance(precision, float) and precision.is_integer():
-            values["precision"] = int(precision)  # MathVista stores it as float64
+        for name in ("precision", "n_correct", "n_rollouts"):  # float64 in MathVista, and in any column with gaps
+            if isinstance(number := values.get(name), float) and number.is_integer():
+                values[name] = int(number)
         return cls(images=images, **values)
 
     def to_document(self) -> dict[str, Any]:
@@ -216,13 +216,13 @@ def _integer(value: object, name: str) -> None:
 
 
 def _check_measurements(sample: Sample[Any]) -> None:
-    for name, highest in (("difficulty", 1.0), ("stage", 1.0), ("complexity", math.inf)):
+    for name, highest in (("difficulty", 1.0), ("stage", 1.0), ("complexity", sys.float_info.max)):
         value = getattr(sample, name)
         if value is None:
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise BadSample("field_invalid", f"{name} is {_kind(value)}, not a number")
-        if not math.isfinite(value) or not 0 <= value <= highest:
+        if not 0 <= value <= highest:
             raise BadSample("field_invalid", f"{name} is {value}, outside 0 … {highest}")
     _integer(sample.n_correct, "n_correct")
     _integer(sample.n_rollouts, "n_rollouts")

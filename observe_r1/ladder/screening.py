@@ -104,16 +104,17 @@ class Contamination:
 
 def drop_known(records: Iterator[dict[str, Any]], contamination: Contamination) -> Iterator[dict[str, Any]]:
     """The records, with a `reason` for each question that an earlier one or a benchmark has."""
-    seen: dict[str, dict[str, Any]] = {}  # what makes questions the same: the first of them
+    seen: dict[str, tuple[str, str]] = {}  # what makes questions the same: the first of them, without its words
     for record in records:
         if "reason" not in record:
-            first = seen.setdefault(record["same"], record)
+            mine = (record["id"], record["answer"])
+            first = seen.setdefault(record["same"], mine)
             benchmark = contamination.match(record["question"], record["images"])
             if benchmark is not None:
                 record |= {"reason": "contaminated", "detail": f"in {benchmark}"}
-            elif first is not record:
-                reason = "duplicate" if first["answer"] == record["answer"] else "contradicting_duplicate"
-                record |= {"reason": reason, "detail": f"same question and images as {first['id']}"}
+            elif first is not mine:
+                reason = "duplicate" if first[1] == mine[1] else "contradicting_duplicate"
+                record |= {"reason": reason, "detail": f"same question and images as {first[0]}"}
         yield record
 
 

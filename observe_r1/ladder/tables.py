@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from observe_r1.ladder.sample import BadSample, parse_json
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -21,10 +24,7 @@ class Row:
     file: Path
     number: int  # from 1; in JSON Lines the number of the line
     content: Any
-
-    @property
-    def default_id(self) -> str:
-        return f"{self.file.stem}-{self.number}"
+    default_id: str  # after the file, as it is called below the input, and the number
 
 
 def read_rows(input: Path) -> Iterator[Row]:
@@ -36,8 +36,9 @@ def read_rows(input: Path) -> Iterator[Row]:
     """
     for file in find_tables(input):
         rows = read_parquet(file) if file.suffix == ".parquet" else _read_json_file(file)
+        name = file.relative_to(input) if file != input else Path(file.name)
         for number, content in rows:
-            yield Row(file, number, content)
+            yield Row(file, number, content, f"{name.with_suffix('').as_posix()}-{number}")
 
 
 def find_tables(input: Path) -> list[Path]:
@@ -92,9 +93,26 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         # buffered: by default a whole column of a row group is read, which can be gigabytes of pictures
         with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
             batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except ArrowException as error:
+            yield from enumerate((row for batch in batches for row in _rows_of(batch)), start=1)
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of pyarrow
+            raise
         raise ValueError(f"{path} cannot be read as parquet ({error}); download it again") from error
+
+
+def _rows_of(batch: RecordBatch) -> list[Any]:
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except UnicodeDecodeError:  # of one row among them
+        rows = [_row_of(batch.slice(number, 1)) for number in range(batch.num_rows)]
+    return rows
+
+
+def _row_of(batch: RecordBatch) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadSample("field_invalid", f"a text is not UTF-8: {error}")
 
 
 def _read_json_file(path: Path) -> Iterator[tuple[int, Any]]:

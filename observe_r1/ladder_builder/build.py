@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -336,7 +337,7 @@ def _replacing(output: Path) -> Iterator[Path]:
 
 
 def _print_summary(report: BuildReport, output: Path) -> None:
-    table = Table("questions", "count", title=str(output))
+    table = Table("questions", "count", title=escape(str(output)))
     table.columns[1].justify = "right"
     table.add_row("given", str(report.questions))
     for reason, count in report.dropped.most_common():
@@ -347,4 +348,4 @@ def _print_summary(report: BuildReport, output: Path) -> None:
     console = Console(stderr=True)
     console.print(table)
     if report.dropped:
-        console.print(f"Dropped questions are listed in {output / DROPPED_FILE}.")
+        console.print(f"Dropped questions are listed in {output / DROPPED_FILE}.", markup=False)

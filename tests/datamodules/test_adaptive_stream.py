@@ -50,9 +50,9 @@ def rollouts(
 
     def reduce(rank: int, values: Any, how: Callable[[list[Any]], Any]) -> Any:
         shared[rank] = values
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
         result = how(list(shared))
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
         return result
 
     def run(rank: int) -> tuple[list[list[int]], Any]:

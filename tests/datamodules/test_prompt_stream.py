@@ -177,9 +177,9 @@ def test_ranks_end_together(size: int, bad: frozenset[int], world: int, per_rank
     def run(rank: int) -> list[int]:
         def smallest(number: int) -> int:
             numbers[rank] = number
-            barrier.wait(timeout=20)
+            barrier.wait(timeout=300)
             result = min(numbers)
-            barrier.wait(timeout=20)
+            barrier.wait(timeout=300)
             return result
 
         stream = stream_of(size - size % world, bad, rank=rank, world_size=world, smallest_share=smallest)

@@ -56,6 +56,14 @@ def ladder(tmp_path: Path, make_sample: Any) -> Path:
     return tmp_path / "ladder"
 
 
+def test_names_are_no_markup(tmp_path: Path, make_sample: Any, capsys: Any) -> None:
+    write_ladder([make_sample(n, source=source) for n, source in enumerate(("[/b]", "[red]"))], tmp_path / "ladder")
+    assert audit_ladder(tmp_path / "ladder").exit_code == 0
+    shown = printed(capsys)
+    assert "[/b]" in shown
+    assert "[red]" in shown
+
+
 def test_sound_golds_pass(ladder: Path, tmp_path: Path, capsys: Any) -> None:
     found = audit_ladder(ladder, report=tmp_path / "report.json")
     assert found.exit_code == 0

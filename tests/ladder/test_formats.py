@@ -203,6 +203,24 @@ class TestFolders:
             write_parquet(tmp_path / "set" / "data" / f"train-{number}.parquet", rows)
         assert [prompt.gold.answer for prompt in imported(tmp_path / "set")] == ["0", "1", "2"]
 
+    def test_files_of_one_name_in_several_folders(self, tmp_path):
+        """As data sets with several configurations have them; their rows bring no ids."""
+        for subject in ("algebra", "geometry"):
+            write_parquet(tmp_path / "set" / subject / "train-0.parquet", [{"question": f"{subject}?", "answer": "1"}])
+        prompts = imported(tmp_path / "set")
+        assert [prompt.id for prompt in prompts] == ["algebra/train-0-1", "geometry/train-0-1"]
+
+    def test_pictures_beside_tables_further_down_or_at_the_top(self, tmp_path, encoded):
+        for picture, colour in (("algebra/images/1", "red"), ("images/1", "lime"), ("images/top", "blue")):
+            (tmp_path / "set" / picture).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / f"{picture}.png").write_bytes(encoded(colour))
+        row = {"question": "<image><image>?", "image": ["images/1.png", "images/top.png"], "answer": "1"}
+        for subject in ("algebra", "geometry"):
+            (tmp_path / "set" / subject).mkdir(exist_ok=True)
+            write_lines(tmp_path / "set" / subject / "rows.jsonl", [row])
+        first, second = (content(prompt) for prompt in imported(tmp_path / "set"))
+        assert [first[:2], second[:2]] == [[RED, BLUE], [(0, 255, 0), BLUE]]
+
     def test_an_empty_folder(self, tmp_path):
         (tmp_path / "set").mkdir()
         with pytest.raises(ValueError, match="holds no table"):
@@ -213,6 +231,29 @@ def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="cannot be read as parquet"):
         import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_parquet_with_damaged_pages(tmp_path, compression):
+    rows = pa.table({"question": [f"What is {number}?" for number in range(500)], "answer": ["3"] * 500})
+    parquet.write_table(rows, tmp_path / "rows.parquet", compression=compression, use_dictionary=False)
+    content = bytearray((tmp_path / "rows.parquet").read_bytes())
+    for position in range(300, len(content) // 2, 7):
+        content[position] ^= 0xFF
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as parquet"):
+        import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
+
+
+def test_one_text_that_is_not_utf8_costs_its_row(tmp_path):
+    latin = "grün?".encode("latin-1")
+    lengths = pa.array([0, 1, 1 + len(latin), 2 + len(latin)], pa.int32()).buffers()[1]
+    questions = pa.StringArray.from_buffers(3, lengths, pa.py_buffer(b"?" + latin + b"?"))
+    parquet.write_table(pa.table({"question": questions, "answer": ["1", "2", "3"]}), tmp_path / "rows.parquet")
+    report = import_ladder(tmp_path / "rows.parquet", tmp_path / "ladder")
+    assert (report.samples, report.skipped) == (2, {"field_invalid": 1})
+    (skipped,) = (tmp_path / "ladder" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(skipped)["row"] == 2
 
 
 def test_a_list_that_breaks_off_says_where(tmp_path):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from observe_r1.ladder.curriculum import PAPER_MIXING, arrange
 from observe_r1.ladder.images import StoredImage
 from observe_r1.ladder.inspection import inspect, inspect_ladder
 from observe_r1.ladder.shards import write_ladder
+from observe_r1.thumbnails import SMALL_FILE
 
 MIXED = {"mixing": {"levels": PAPER_MIXING.levels, "stages": PAPER_MIXING.stages, "shares": PAPER_MIXING.shares}}
 
@@ -65,6 +67,23 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_large_pictures_are_upright_and_damaged_ones_named(tmp_path: Path, make_sample: Any) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.effect_noise((600, 400), 100).save(buffer, format="JPEG", exif=exif)
+    whole = buffer.getvalue()
+    assert len(whole) > 2 * SMALL_FILE
+    pictures = [StoredImage(content, "jpg") for content in (whole, whole[: len(whole) // 2])]
+    samples = [replace(make_sample(number), images=[picture]) for number, picture in enumerate(pictures)]
+    write_ladder(samples, tmp_path / "ladder")
+    inspect_ladder(tmp_path / "ladder", page=tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    (shown,) = page.images
+    width, height = Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).size
+    assert width < height
+    assert "image_corrupt" in page.text
 
 
 def test_counts_agree_with_the_ladder(ladder: Path) -> None:

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from observe_r1.experience import Prompt, Skipped
 from observe_r1.ladder import images, reader
 from observe_r1.ladder.index import open_index
+from observe_r1.ladder.members import split_members
 from observe_r1.ladder.reader import LadderDataset, read_stored
+from observe_r1.ladder.sample import BadSample
 from observe_r1.ladder.shards import write_ladder
 
 
@@ -372,3 +374,16 @@ class TestHostileTars:
         dataset = LadderDataset(tar)
         assert len(dataset) == 1
         assert dataset.problems == {"shard_truncated": 1}
+
+    @pytest.mark.parametrize("size", [b"-0000001000\0", b"\xff" * 10 + b"\xfe\0"], ids=["octal", "binary"])
+    def test_a_member_of_negative_size(self, tmp_path, write_tar, document, size):
+        """Behind it the same header would be due again, for ever."""
+        tar = write_tar(tmp_path / "t.tar", [("a.json", document(0)), ("a.img0.png", b"data")])
+        content = bytearray(tar.read_bytes())
+        content[1024 + 124 : 1024 + 136] = size
+        content[1024 + 148 : 1024 + 156] = b" " * 8
+        content[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(content[1024:1536])
+        tar.write_bytes(content)
+        assert LadderDataset(tar).problems == {"shard_corrupt": 1}
+        with pytest.raises(BadSample, match="shard_corrupt: "):
+            split_members(bytes(content[:2048]))

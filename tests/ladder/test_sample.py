@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import pickle
@@ -12,11 +13,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from observe_r1.answers import Gold
 from observe_r1.experience import Prompt
-from observe_r1.ladder.images import check_header, store_image
+from observe_r1.ladder.fingerprints import image_fingerprint, pixel_fingerprint
+from observe_r1.ladder.images import check_header, load_rgb, store_image
 from observe_r1.ladder.sample import BadSample, Sample, from_prompt, parse_json, to_prompt
 
 USER = {"role": "user", "content": "How many?"}
@@ -53,7 +55,9 @@ REFUSED = [
     ("field_invalid", {"stage": True}),
     ("field_invalid", {"n_correct": 9, "n_rollouts": 8}),
     ("field_invalid", {"n_rollouts": -1}),
+    ("field_invalid", {"complexity": 10**400}),
     ("gold_unparseable", {"answer": "  "}),
+    ("gold_unparseable", {"answer": "3.14", "precision": 10**9}),
     ("gold_unparseable", {"answer_type": "colour"}),
     ("gold_unparseable", {"answer_type": "choice", "answer": "Z", "choices": ["1", "2"]}),
     ("gold_unparseable", {"answer": "\\frac{1}{2"}),
@@ -103,8 +107,9 @@ def test_unknown_keys_and_nulls_are_ignored(document):
     assert sample.unit is None
 
 
-def test_a_whole_precision_may_be_written_as_float(document):
-    assert Sample.from_document(document(0, precision=2.0), []).precision == 2
+def test_whole_numbers_may_be_written_as_floats(document):
+    sample = Sample.from_document(document(0, precision=2.0, n_correct=3.0, n_rollouts=8.0), [])
+    assert (sample.precision, sample.n_correct, sample.n_rollouts) == (2, 3, 8)
 
 
 def test_a_text_is_a_question_without_images(document):
@@ -189,6 +194,26 @@ class TestStoredImages:
     def test_an_opaque_alpha_channel_is_no_reason_to_encode_again(self, encoded):
         data = encoded((1, 2, 3, 255), mode="RGBA")
         assert store_image(data).data == data
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+    def test_pictures_are_upright(self, orientation, format):
+        """As Pillow's own reading of EXIF turns them, decoded from a shard and by fingerprint."""
+        drawn = Image.new("RGB", (24, 16), "white")
+        drawn.paste("black", (0, 0, 8, 8))
+        exif, buffer = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = orientation
+        drawn.save(buffer, format=format, exif=exif, **({} if format in ("PNG", "TIFF") else {"quality": 100}))
+        stored = store_image(buffer.getvalue())
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))).convert("RGB")
+        assert load_rgb("img0", stored.data, 1000).tobytes() == expected.tobytes()
+        assert image_fingerprint(stored.data) == image_fingerprint(buffer.getvalue()) == pixel_fingerprint(expected)
+
+    def test_damaged_exif_turns_nothing(self, encoded):
+        with Image.open(io.BytesIO(encoded())) as image:
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG", exif=b"Exif\0\0no header")
+        assert load_rgb("img0", store_image(buffer.getvalue()).data, 1000).size == (8, 6)
 
     def test_a_decoded_image_becomes_png(self):
         assert store_image(Image.new("CMYK", (2, 2))).extension == "png"

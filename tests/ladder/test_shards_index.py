@@ -187,11 +187,10 @@ class TestIndex:
         assert span.length == 5 * 512  # two members and, between them, an empty one
 
     def test_difficulties_that_are_none(self, tmp_path, write_tar):
-        tar = write_tar(
-            tmp_path / "t.tar",
-            [("a.json", b"{"), ("b.json", [1]), ("c.json", {"difficulty": "x"}), ("d.json", {"difficulty": True})],
-        )
-        assert [span.difficulty for span in build_index(tar).spans] == [None] * 4
+        difficulties = ["x", True, 10**400]
+        members = [(f"{number}.json", {"difficulty": value}) for number, value in enumerate(difficulties)]
+        tar = write_tar(tmp_path / "t.tar", [("a.json", b"{"), ("b.json", [1]), *members])
+        assert [span.difficulty for span in build_index(tar).spans] == [None] * 5
 
     @settings(deadline=None, suppress_health_check=SUITABLE)
     @given(data=st.data())

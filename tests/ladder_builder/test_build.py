@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,46 +135,58 @@ COMMAND = (
 )  # fmt: skip
 
 
-def lines_in(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+
+stage, lines = sys.argv.pop(1), int(sys.argv.pop(1))
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_open(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".killed.unfinished/shard-000001.tar"):
+        kill()
+
+if stage == "writing":
+    sys.addaudithook(at_open)
+else:
+    from observe_r1.ladder.journal import BlockWriter
+
+    write = BlockWriter.write
+
+    def write_or_die(writer, block, records):
+        write(writer, block, records)
+        path = Path(writer._file.name)
+        if path.parent.name == stage and path.read_bytes().count(b"\\n") == lines:
+            os.truncate(path, path.stat().st_size - 9)  # in the middle of this line
+            kill()
+
+    BlockWriter.write = write_or_die
+runpy.run_module("observe_r1", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.mark.slow
 def test_a_build_killed_at_every_stage_gives_the_same_bytes(
     tmp_path: Path, questions: Make, command_line: Callable[[Path], Any]
 ) -> None:
-    source = questions("shapes", 400)
+    source = questions("shapes", 160)
     run = command_line(tmp_path)
     run(*COMMAND, f"--sources=[{source}]", "--output=whole")
 
     work = tmp_path / "killed.work"
-    moments: list[Callable[[], bool]] = [
-        lambda: lines_in(work / "1-screening/rank0.jsonl") >= 1,
-        lambda: lines_in(work / "2-simple/rank0.jsonl") >= 2,
-        lambda: lines_in(work / "2-simple/rank0.jsonl") >= 5,
-        lambda: lines_in(work / "3-rollouts/rank0.jsonl") >= 1,
-        lambda: lines_in(work / "3-rollouts/rank0.jsonl") >= 4,
-        lambda: (tmp_path / ".killed.unfinished/shard-000001.tar").exists(),
-    ]
     arguments = [*COMMAND, f"--sources=[{source}]", "--output=killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    for moment in moments:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "observe_r1", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not moment():
-            assert process.poll() is None, "the build ended before it could be killed"
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    # while the line of this number is written; with the second shard
+    moments = [("1-screening", 2), ("2-simple", 2), ("2-simple", 5), ("3-rollouts", 1), ("3-rollouts", 4)]
+    moments.append(("writing", 0))
+    for stage, lines in moments:
+        command = [sys.executable, "-c", KILLED, stage, str(lines), *arguments]
+        killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=400, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-4000:]
         assert not (tmp_path / "killed").exists()
+    assert (tmp_path / ".killed.unfinished/shard-000000.tar").exists()
     run(*arguments)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     for stage in ("1-screening", "2-simple", "3-rollouts"):
