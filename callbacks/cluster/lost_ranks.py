@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import threading
 import time
+from collections.abc import Sequence
 
 import lightning as L
 
 PATIENCE = 3.0  # seconds; a rank that raised needs them to end
+LAST_WORDS = 60.0  # seconds in which a rank that failed can say why
 
 
 class LostRanks(L.Callback):
@@ -17,7 +22,7 @@ class LostRanks(L.Callback):
     """
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        started = getattr(trainer.strategy.launcher, "procs", [])
+        started = take_from_observer(trainer) if isinstance(exception, Exception) else []
         if not isinstance(exception, RuntimeError) or not started:  # what collectives raise
             return
         until = time.monotonic() + PATIENCE
@@ -26,6 +31,29 @@ class LostRanks(L.Callback):
         for rank, process in enumerate(started, start=trainer.global_rank + 1):
             if process.poll():
                 exception.add_note(f"Rank {rank} (process {process.pid}) {how_it_ended(process.returncode)}")
+
+
+def take_from_observer(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
+    """The ranks that this one started, if any; Lightning does not watch them any more.
+
+    Every five seconds it looks whether one of them has failed, and kills all of them and this process, also when this
+    one is just about to say what happened. From here on it has `LAST_WORDS` for that.
+    """
+    watched = getattr(trainer.strategy.launcher, "procs", [])
+    started = [process for process in watched if isinstance(process, subprocess.Popen)]
+    if started:
+        watched.clear()
+        timer = threading.Timer(LAST_WORDS, end_all, [started])
+        timer.daemon = True
+        timer.start()
+    return started
+
+
+def end_all(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """This process and those it started: one that is in a collective cannot be asked to end."""
+    for process in started:
+        process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def how_it_ended(exit_code: int) -> str:
