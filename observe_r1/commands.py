@@ -23,7 +23,7 @@ def ladder(arguments: Sequence[str]) -> None:
         quiet_lightning()
         commands["build"] = build_ladder
     if several or wanted == "inspect":
-        from observe_r1.ladder.inspection import inspect_ladder
+        from observe_r1.ladder.inspection_report import inspect_ladder
 
         commands["inspect"] = inspect_ladder
     # a build is written down in a config; the others take their paths as they come

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 COMMANDS = ("observe-r1", "python")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-IMPORTED = ("callbacks", "cli", "commands", "evaluation", "ladder.importers", "ladder.inspection")
+IMPORTED = ("callbacks", "cli", "commands", "evaluation", "ladder.importers", "ladder.inspection_report")
 IMPORTED += ("ladder_builder.build", "lightning_cli")  # and with them torch, Lightning and transformers
 
 

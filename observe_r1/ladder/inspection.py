@@ -1,4 +1,4 @@
-"""`observe-r1 ladder inspect`: what a ladder holds, how its levels are mixed, and what is wrong with it."""
+"""What a ladder holds, how its levels are mixed, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from observe_r1.ladder.sample import BadSample, Sample
 from observe_r1.ladder.stored import StoredLadder
 
 HELD_OUT = "held_out"
-PAGE = "inspection.html"
 UNKNOWN = "unknown"
 FEW = 20  # samples of a stage below which its shares say nothing
 
@@ -71,34 +70,6 @@ class Inspection:
         if self.mixing is None:
             return None
         return [[share / sum(row) for share in row] for row in self.mixing.shares]
-
-
-def inspect_ladder(
-    directory: Path, *, page: Path | None = None, examples: int = 3, limit: int | None = None
-) -> Inspection:
-    """Show what a ladder holds: on the terminal, and with pictures on an HTML page that needs nothing else.
-
-    Args:
-        directory: Of the ladder.
-        page: The HTML file; null: `inspection.html` in the working directory.
-        examples: Samples shown of every level.
-        limit: Read no more than this many samples, spread evenly.
-
-    Raises:
-        ValueError: The directory holds no ladder, or a number is negative.
-    """
-    from observe_r1.ladder.inspection_page import write_page
-    from observe_r1.ladder.inspection_terminal import print_report
-
-    if examples < 0 or (limit is not None and limit < 1):
-        raise ValueError(f"examples is {examples} and limit {limit}; they start at 0 and at 1")
-    found = inspect(directory, examples, limit)
-    console = Console()
-    print_report(found, console)
-    page = page or Path(PAGE)
-    write_page(found, page)
-    console.print(f"With pictures: {page}", markup=False, soft_wrap=True)
-    return found
 
 
 def inspect(directory: Path, examples: int = 3, limit: int | None = None) -> Inspection:

@@ -15,7 +15,8 @@ from PIL import ExifTags, Image
 
 from observe_r1.ladder.curriculum import PAPER_MIXING, arrange
 from observe_r1.ladder.images import StoredImage
-from observe_r1.ladder.inspection import inspect, inspect_ladder
+from observe_r1.ladder.inspection import inspect
+from observe_r1.ladder.inspection_report import inspect_ladder
 from observe_r1.ladder.shards import write_ladder
 from observe_r1.thumbnails import SMALL_FILE
 
