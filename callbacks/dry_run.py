@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from observe_r1.callbacks.terminal import gigabytes
 from observe_r1.experience import EncodedPrompt, MicroBatch
 from observe_r1.fitting import advice, dearest, forward_and_backward
 from observe_r1.module import ObserveR1
 from observe_r1.peak_memory import PeakMemory
+from observe_r1.readable import gigabytes
 
 
 @runtime_checkable

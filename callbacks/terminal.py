@@ -39,11 +39,6 @@ def show(title: str, content: dict[str, str]) -> None:
     say(Panel(table, title=title, title_align="left", border_style="blue"))
 
 
-def gigabytes(number: float) -> str:
-    """Bytes, such as `1.5 GiB` or `320 MiB`."""
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
-
-
 def figures_that_matter(trainer: L.Trainer, module: ObserveR1) -> dict[str, str]:
     """Of the last rollout and the last step; what is not known yet is left out."""
     logged, rollout = trainer.callback_metrics, module.rollout_figures

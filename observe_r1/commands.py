@@ -47,7 +47,9 @@ def score(arguments: Sequence[str]) -> None:
 def export(arguments: Sequence[str]) -> None:
     """`observe-r1 export CHECKPOINT OUTPUT`."""
     from observe_r1.export import export_checkpoint
+    from observe_r1.lightning_cli import quiet_lightning
 
+    quiet_lightning()  # no bars in logs
     _run("export", export_checkpoint, arguments)
 
 

@@ -15,9 +15,9 @@ from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.callbacks.run_summary import RunSummary
 from observe_r1.callbacks.terminal import say, show, tensorboard
-from observe_r1.durations import duration
 from observe_r1.experience import Experience
 from observe_r1.module import ObserveR1
+from observe_r1.readable import duration
 
 PHASES = {  # names of the phase clock, in words
     "generate": "sampling",

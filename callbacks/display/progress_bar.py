@@ -14,8 +14,8 @@ from rich.text import Text
 
 from observe_r1.callbacks.display.phase import PhaseHooks
 from observe_r1.callbacks.terminal import draws, figures_that_matter, optimizer_steps, say
-from observe_r1.durations import clock
 from observe_r1.module import ObserveR1
+from observe_r1.readable import clock
 
 WIDE, WIDEST = 100, 120  # columns from which there is room for the held-out pass rate, and for a longer bar
 

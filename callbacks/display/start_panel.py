@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from observe_r1.callbacks.dry_run import DryRun
 from observe_r1.callbacks.lookup import first_of
 from observe_r1.callbacks.run_directory import run_directory
-from observe_r1.callbacks.terminal import gigabytes, optimizer_steps, show, tensorboard
+from observe_r1.callbacks.terminal import optimizer_steps, show, tensorboard
 from observe_r1.callbacks.vllm_weight_sync import VLLMWeightSync
 from observe_r1.module import ObserveR1
 from observe_r1.quantization import full_shape_and_dtype, is_quantized
+from observe_r1.readable import gigabytes, short
 
 ON_SICK = {"warn": "warns of sick patterns", "stop": "stops when it is sick", "ignore": "nobody looks at it"}
 
@@ -137,11 +138,3 @@ def size(parameter: torch.nn.Parameter) -> int:
 def count(number: int, name: str) -> str:
     plural = "es" if name.endswith("ch") else "s"
     return f"{number} {name}{plural if number != 1 else ''}"
-
-
-def short(number: int) -> str:
-    """Such as 899 K or 3.75 B."""
-    for power, letter in ((9, "B"), (6, "M"), (3, "K")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {letter}"
-    return str(number)

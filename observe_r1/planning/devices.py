@@ -11,7 +11,7 @@ import torch
 
 from observe_r1.peak_memory import PeakMemory
 
-GB, GIB, TERA = 10**9, 2**30, 10**12
+GB, MIB, GIB, TERA = 10**9, 2**20, 2**30, 10**12
 
 
 @dataclass(frozen=True)

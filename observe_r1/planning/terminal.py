@@ -8,8 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from observe_r1.durations import duration
-from observe_r1.planning.devices import GIB
+from observe_r1.planning.devices import GIB, MIB
 from observe_r1.planning.live_memory import CAST
 from observe_r1.planning.memory import (
     BUCKETS,
@@ -25,6 +24,7 @@ from observe_r1.planning.memory import (
 )
 from observe_r1.planning.plan import Plan
 from observe_r1.planning.rehearsal import CACHE, GRADIENTS, OPTIMIZER, WEIGHTS
+from observe_r1.readable import duration, gigabytes, short
 from observe_r1.rollout import HFRollout
 
 BAR = 44
@@ -61,14 +61,13 @@ def _subject(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    trained = "all trained" if counts.trained == counts.total else f"{counts.trained / 1e9:.3f} trained"
-    table.add_row("model", f"{setup.policy.pretrained}, {counts.total / 1e9:.2f} billion parameters, {trained}")
+    trained = "all trained" if counts.trained == counts.total else f"{short(counts.trained)} of them trained"
+    table.add_row("model", f"{setup.policy.pretrained}, {short(counts.total)} parameters, {trained}")
     ranks, spread = setup.spread.ranks, setup.spread
     offload = " with offload" if spread.offload_optimizer or spread.offload_parameters else ""
     table.add_row(
         "devices",
-        f"{ranks} × {plan.device.name} of {plan.device.memory / GIB:.1f} GiB, {spread.kind}{offload}, "
-        f"{setup.precision}",
+        f"{ranks} × {plan.device.name} of {gigabytes(plan.device.memory)}, {spread.kind}{offload}, {setup.precision}",
     )
     engine = "the model itself" if isinstance(setup.engine, HFRollout) else type(setup.engine).__name__
     table.add_row(
@@ -119,7 +118,10 @@ def _bar(phase: Phase, available: int, widest: int) -> Text:
 
 
 def _parts(memory: MemoryPlan) -> Table:
-    table = Table(title="GiB on one device, at the peak of each phase", title_justify="left", box=None, pad_edge=False)
+    unit, name = (GIB, "GiB") if memory.peak.total >= GIB else (MIB, "MiB")
+    table = Table(
+        title=f"{name} on one device, at the peak of each phase", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("")
     for phase in memory.phases:
         table.add_column(phase.name, justify="right", max_width=12)
@@ -131,10 +133,11 @@ def _parts(memory: MemoryPlan) -> Table:
     for name in order:
         label = Text(name)
         label.stylize(COLOURS.get(name, ACTIVATIONS))
-        table.add_row(label, *(_gib(phase.parts.get(name, 0)) for phase in memory.phases))
+        table.add_row(label, *(_amount(phase.parts.get(name, 0), unit) for phase in memory.phases))
     table.add_section()
     totals = [
-        Text(_gib(phase.total), "bold" if phase.total <= memory.available else "bold red") for phase in memory.phases
+        Text(_amount(phase.total, unit), "bold" if phase.total <= memory.available else "bold red")
+        for phase in memory.phases
     ]
     table.add_row(Text("together", "bold"), *totals)
     return table
@@ -159,15 +162,15 @@ def _verdict(plan: Plan, framed: bool) -> RenderableType:
     left = memory.available - peak.total
     found: list[RenderableType] = []
     if memory.fits:
-        head = f"Fits: {_gib(peak.total)} of {_gib(memory.available)} GiB in its largest phase, {peak.name}."
+        head = f"Fits: {gigabytes(peak.total)} of {gigabytes(memory.available)} in its largest phase, {peak.name}."
         tight = left < 0.05 * memory.available
         found.append(Text(head + (" That is close: try DryRun on the device first." if tight else ""), "bold green"))
     else:
-        head = f"Does not fit: {peak.name} needs {_gib(peak.total)} GiB, and there are {_gib(memory.available)}."
+        head = f"Does not fit: {peak.name} needs {gigabytes(peak.total)}, and there are {gigabytes(memory.available)}."
         found.append(Text(head, "bold red"))
     found += [Text(line) for line in plan.advice]
     if memory.host:
-        found.append(Text(f"Offloaded to the CPU: {_gib(memory.host)} GiB for each rank."))
+        found.append(Text(f"Offloaded to the CPU: {gigabytes(memory.host)} for each rank."))
     if plan.seconds.warnings:
         found.append(Text(f"Not in the times: {'; '.join(plan.seconds.warnings)}.", "dim" if framed else ""))
     found.append(Text("What is counted and assumed: docs/planning.md, plan.assumptions.", "dim" if framed else ""))
@@ -175,7 +178,7 @@ def _verdict(plan: Plan, framed: bool) -> RenderableType:
     return Panel(together, border_style="green" if memory.fits else "red") if framed else together
 
 
-def _gib(size: int) -> str:
+def _amount(size: int, unit: int) -> str:
     if not size:
         return ""
-    return f"{size / GIB:,.1f}" if size >= GIB / 10 else f"{size / GIB:.2f}" if size >= GIB / 100 else "<0.01"
+    return f"{size / unit:,.1f}" if size >= unit / 10 else f"{size / unit:.2f}" if size >= unit / 100 else "<0.01"

@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from observe_r1.durations import duration
 from observe_r1.html_page import frame
+from observe_r1.readable import duration
 from observe_r1.run_report.benchmarks import read_benchmarks
 from observe_r1.run_report.charts import Chart, line_chart, number, stacked_chart
 from observe_r1.run_report.completions import read_completions, spread

@@ -1,4 +1,4 @@
-"""Spans of time as people read them."""
+"""Spans of time, bytes and large numbers as people read them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ def clock(seconds: float) -> str:
     """As on a clock, for what counts up or down: `2:05`, or `1:02:05`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def gigabytes(number: float) -> str:
+    """Bytes, such as `1.5 GiB` or `320 MiB`."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
+
+
+def short(number: int) -> str:
+    """Such as 899 K or 3.75 B."""
+    for power, letter in ((9, "B"), (6, "M"), (3, "K")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {letter}"
+    return str(number)
