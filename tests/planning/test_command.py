@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_an_exit_code_and_advice(tmp_path: Path, command_li
     device = ("--plan.device", "l4", "--plan.device_memory_gb", 1, "--trainer.strategy", "ddp", "--plan.devices", 2)
     output = command_line(tmp_path)("plan", "--config", "quickstart.yaml", *small, *device, expect=1)
     assert "Does not fit" in output
-    assert "2 × l4 of 1.0 GiB, ddp" in output
+    assert "2 × l4 of 1,012 MiB, ddp" in output
     assert "strategies/fsdp2.yaml" in output
 
 
