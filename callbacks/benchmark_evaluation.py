@@ -248,7 +248,7 @@ class BenchmarkEvaluation(L.Callback):
         text = f"The evaluation of {benchmark.name} failed: {told}"
         if self.on_error == "raise" or trainer.state.fn == TrainerFn.VALIDATING:
             raise RuntimeError(text) from error
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.checkpoint_callbacks:
             monitored = getattr(callback, "monitor", None) or ""
             if monitored.startswith(f"{benchmark.name}/"):  # a checkpoint ends the run where it finds no figure at all
                 trainer.callback_metrics.setdefault(monitored, torch.tensor(torch.nan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from observe_r1.experience import PromptGroup, Sealed
+from observe_r1.ranks import over_ranks
 
 
 class CompletionWriter(BasePredictionWriter):
@@ -24,13 +26,20 @@ class CompletionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.path = Path(path)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
+        of_ranks = self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}")
+        here = [str(path) for path in (self.path, *sorted(of_ranks)) if path.exists()]
+        found = list(dict.fromkeys(chain.from_iterable(over_ranks(here))))  # before any of them has made its own
+        if found:
+            raise ValueError(
+                f"CompletionWriter.path: {' and '.join(found)} exists already; name another file or delete it first."
+            )
+
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_rank:
             self.path = self.path.with_suffix(f".rank{trainer.global_rank}{self.path.suffix}")
-        if self.path.exists():
-            raise ValueError(
-                f"CompletionWriter.path: {self.path} exists already; name another file or delete it first."
-            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import lightning as L
 
+from observe_r1 import __version__
 from observe_r1.callbacks.run_directory import run_directory
 from observe_r1.module import ObserveR1
+
+MARKER = "observe_r1.json"  # of a directory that was written here
 
 
 class HFExport(L.Callback):
     """Saves model, processor and generation config at the end of the fit, to be loaded by `from_pretrained`.
 
     Args:
-        directory: Where to, a new or empty one; null for `hf` in the run directory.
+        directory: Where to, a new or empty one, or one of an earlier export, which is replaced; null for `hf` in the
+            run directory.
         every_n_steps: Also after every n-th optimizer step, into the same place; 0 only at the end.
     """
 
@@ -30,11 +35,13 @@ class HFExport(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.run_directory = run_directory(trainer)
-        resumes = trainer.ckpt_path is not None  # then what is there is from the part before
-        if stage == "fit" and self.directory is not None and not resumes and any(Path(self.directory).glob("*")):
+        if stage != "fit" or self.directory is None:
+            return
+        found = [path.name for path in Path(self.directory).glob("*")]
+        if found and MARKER not in found:
             raise ValueError(
-                f"HFExport.directory is {self.directory!r}, which is not empty and would be replaced: name a new "
-                "directory, or null for `hf` in the run directory."
+                f"HFExport.directory is {self.directory!r}, which holds what no HFExport has written and would be "
+                "replaced: name a new directory, or null for `hf` in the run directory."
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
@@ -58,6 +65,7 @@ class HFExport(L.Callback):
         if not writes:
             return
         module.encoder.processor.save_pretrained(partial)
+        (partial / MARKER).write_text(json.dumps({"optimizer_steps": trainer.global_step, "version": __version__}))
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)

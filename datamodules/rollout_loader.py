@@ -139,8 +139,8 @@ class RolloutLoader:
         if changed:
             raise ValueError(
                 f"The checkpoint was saved in the middle of an epoch, and since then {'; '.join(changed)}. Resume with "
-                "the ladder and order it was trained on, or `observe-r1 export` its weights and train on from them "
-                "(model.policy.pretrained)."
+                "the ladder and order it was trained on, or export its weights (observe-r1 export … --dtype "
+                "float32) and train on from them (model.policy.pretrained)."
             )
 
     def _prompt_at(self, position: int) -> EncodedPrompt:

@@ -81,7 +81,7 @@ def advice(message: str, parser: ArgumentParser) -> Iterator[str]:
     for class_path, option in _unique(re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not", message)):
         setting = key[1] if key else ""
         others = [other for other in _classes(CLASSES.get(setting, ())) if option in _parameters(other)]
-        if others:
+        if others and setting == "data":  # where one class stands for another
             yield f"{others[0]} takes it: put --{setting}.class_path {others[0]} before it."
         yield from _near(option, _parameters(class_path), f"{class_path} takes")
     for module, name in _unique(re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message)):
@@ -104,7 +104,9 @@ def advice(message: str, parser: ArgumentParser) -> Iterator[str]:
         yield from _near(Path(missing_file[1]).name, _shipped_configs(), "Shipped configs:")
     bare_config = re.search(r"unrecognized arguments: ([^-]\S*\.ya?ml)\b", message)
     if bare_config:
-        yield f"A config stands behind --config: --config {Path(bare_config[1]).name}"
+        # the command line has put the place of a shipped one before its name
+        given = bare_config[1].removeprefix(f"{_config_folder()}{os.sep}")
+        yield f"A config stands behind --config: --config {given}"
     required = _REQUIRED.search(message)
     if required and "policy.pretrained" in required[1]:
         config = "ladder/build.yaml" if "rollouts.policy" in required[1] else "quickstart.yaml"
@@ -178,10 +180,14 @@ def _unreadable_configs() -> Iterator[str]:
                 yield f"The file is {path}; indentation and brackets are what is usually wrong."
 
 
-def _shipped_configs() -> list[str]:
+def _config_folder() -> Path:
     import observe_r1.configs
 
-    folder = Path(observe_r1.configs.__path__[0])
+    return Path(observe_r1.configs.__path__[0])
+
+
+def _shipped_configs() -> list[str]:
+    folder = _config_folder()
     names = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
     return [str(name) for name in sorted(names, key=lambda name: (len(name.parts), name))]  # experiments, then overlays
 

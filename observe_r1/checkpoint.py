@@ -113,8 +113,8 @@ def check_entry(checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any]) -
     if lacking:
         raise ValueError(
             f"The checkpoint is of another version of observe_r1 (it lacks {', '.join(sorted(lacking))}), which cannot "
-            "be resumed: resume with that version, or `observe-r1 export` its weights and train on from them "
-            "(model.policy.pretrained)."
+            "be resumed: resume with that version, or export its weights (observe-r1 export … --dtype "
+            "float32) and train on from them (model.policy.pretrained)."
         )
     different = "; ".join(
         f"{name}: {saved['fingerprint'].get(name)} in the checkpoint, {value} in the model"

@@ -85,7 +85,8 @@ def _stored_dtype(options: PolicyOptions) -> torch.dtype:
     """In which the model lies on disk: once loaded, its config has the dtype that it was loaded in."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(locate(options.pretrained)).dtype or torch.float32
+    config = AutoConfig.from_pretrained(locate(options.pretrained))
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def _fill(policy: Policy, path: Path) -> None:

@@ -54,13 +54,14 @@ class ObserveR1CLI(LightningCLI):
     """Parses the command line and runs its subcommand."""
 
     def __init__(self, **options: Any) -> None:
+        self.shared_checkpoints = SharedCheckpoints()
         super().__init__(
             ObserveR1,
             NeuraLadderDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [LostRanks(), Preemption(), SharedCheckpoints()],
+                "callbacks": [LostRanks(), Preemption(), self.shared_checkpoints],
                 "enable_model_summary": False,  # the start panel has more
             },
             save_config_callback=RunConfig,
@@ -97,6 +98,7 @@ class ObserveR1CLI(LightningCLI):
             if options.ckpt_path is None and self.subcommand != "fit":
                 raise ValueError("ckpt_path is last, and no run of this experiment has saved anything: name a file.")
             self.config[self.subcommand].ckpt_path = options.ckpt_path  # as config.yaml keeps it
+        self.shared_checkpoints.resumed = options.ckpt_path
 
     before_validate = before_test = before_predict = before_fit
 

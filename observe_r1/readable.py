@@ -31,6 +31,6 @@ def gigabytes(number: float) -> str:
 def short(number: int) -> str:
     """Such as 899 K or 3.75 B."""
     for power, letter in ((9, "B"), (6, "M"), (3, "K")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {letter}"
+        if number >= 0.9995 * 10**power:  # 999,600 are 1 M in three digits
+            return f"{float(f'{number / 10**power:.3g}'):g} {letter}"
     return str(number)

@@ -49,11 +49,15 @@ def serve(path: str) -> None:
     """Forks for every connection; comes back in the process that is to run a command, as a new one would begin."""
     from importlib import import_module
 
+    from observe_r1.process_lifetime import end_with_parent
+
     for module in IMPORTED:
         import_module(f"observe_r1.{module}")
+    end_with_parent()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen()
+        os.rename(f"{path}.new", path)  # it is there when it can be connected to
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: the kernel forgets them
         while True:
             connection, _ = listener.accept()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,7 +53,8 @@ class Commands:
             client.chmod(0o755)
         self.socket = directory / "socket"
         self.log = directory / "server.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # what libraries read when they are imported is the server's: the hub cannot be reached
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
         with self.log.open("w") as log:
             command = [sys.executable, str(server), str(self.socket)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -64,17 +66,21 @@ class Commands:
         """Exit code and output of a bash script in the directory."""
         path = os.pathsep.join([str(self.binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
         added = {"PATH": path, "OBSERVE_R1_DOCS_SOCKET": str(self.socket), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        finished = subprocess.run(
+        shell = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=directory,
             env={**os.environ, **added, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
-            check=False,
+            start_new_session=True,
         )
-        return finished.returncode, finished.stdout
+        try:
+            output, _ = shell.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)  # the client too, and with it what the server runs for it
+            raise
+        return shell.returncode, output
 
 
 @pytest.fixture(scope="session")

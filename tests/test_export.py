@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,17 @@ def test_merged_adapters_give_the_logits_of_the_trained_policy(
     torch.testing.assert_close(exported(**inputs).logits, trained, atol=1e-5, rtol=1e-5)
     with policy.adapters_off():
         assert (policy.model(**inputs).logits - trained).abs().max() > 1e-2
+
+
+@pytest.mark.slow
+def test_exports_of_runs_are_replaced_and_nothing_else(tmp_path: Path, tiny_ladder: Path, commands: Any) -> None:
+    exporting = ("--trainer.callbacks+=observe_r1.callbacks.HFExport", "--trainer.callbacks.directory=models")
+    fit = shlex.join(["observe-r1", *TRAINING, f"--data.ladder={tiny_ladder}", *exporting, "--trainer.max_steps"])
+    code, output = commands(tmp_path, f"{fit} 1 && {fit} 2 --ckpt_path checkpoints/last.ckpt")
+    assert code == 0, output
+    assert json.loads((tmp_path / "models/observe_r1.json").read_text())["optimizer_steps"] == 2
+    (tmp_path / "models/observe_r1.json").unlink()
+    code, output = commands(tmp_path, f"{fit} 1")
+    assert code == 1
+    assert "HFExport.directory is 'models', which holds what no HFExport has written" in output
+    assert (tmp_path / "models/model.safetensors").exists()

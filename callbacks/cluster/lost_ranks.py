@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import lightning as L
 
+from observe_r1.callbacks.health import SickRun
+
 PATIENCE = 3.0  # seconds; a rank that raised needs them to end
-LAST_WORDS = 60.0  # seconds in which a rank that failed can say why
+LAST_WORDS = 60.0  # seconds that a rank which failed still has when another one has failed as well
 
 
 class LostRanks(L.Callback):
@@ -23,10 +25,10 @@ class LostRanks(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         started = take_from_observer(trainer) if isinstance(exception, Exception) else []
-        if not isinstance(exception, RuntimeError) or not started:  # what collectives raise
+        if not isinstance(exception, RuntimeError) or isinstance(exception, SickRun):  # not what collectives raise
             return
         until = time.monotonic() + PATIENCE
-        while all(process.poll() is None for process in started) and time.monotonic() < until:
+        while started and all(process.poll() is None for process in started) and time.monotonic() < until:
             time.sleep(0.1)
         for rank, process in enumerate(started, start=trainer.global_rank + 1):
             if process.poll():
@@ -34,23 +36,24 @@ class LostRanks(L.Callback):
 
 
 def take_from_observer(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
-    """The ranks that this one started, if any; Lightning does not watch them any more.
+    """The ranks that this one started, if any, which Lightning does not watch any more.
 
-    Every five seconds it looks whether one of them has failed, and kills all of them and this process, also when this
-    one is just about to say what happened. From here on it has `LAST_WORDS` for that.
+    It looks every five seconds whether one of them has failed, and then kills all of them and this process, also when
+    this one is just about to say what happened, or saves a checkpoint. From here on it has `LAST_WORDS` for that.
     """
     watched = getattr(trainer.strategy.launcher, "procs", [])
     started = [process for process in watched if isinstance(process, subprocess.Popen)]
     if started:
         watched.clear()
-        timer = threading.Timer(LAST_WORDS, end_all, [started])
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=observe, args=[started], daemon=True).start()
     return started
 
 
-def end_all(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """This process and those it started: one that is in a collective cannot be asked to end."""
+def observe(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends this process and those it started a while after one of them has failed: collectives may wait for hours."""
+    while not any(process.poll() for process in started):
+        time.sleep(1.0)
+    time.sleep(LAST_WORDS)
     for process in started:
         process.kill()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -22,9 +22,10 @@ class SharedCheckpoints(L.Callback):
     """
 
     patience = 60.0  # seconds; what a network file system knows of a directory may be that old
+    resumed: str | None = None  # the checkpoint that this rank is to load; the trainer says it only when that is done
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        found = set(over_ranks(str(trainer.ckpt_path)))
+        found = set(over_ranks(str(self.resumed)))
         if len(found) > 1:
             raise ValueError(
                 f"ckpt_path is not the same for all ranks: {', '.join(sorted(found))}. Keep checkpoints on a disk that "

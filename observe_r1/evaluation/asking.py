@@ -73,8 +73,7 @@ class Asking:
             self.sit_out()
             raise
         prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
-        # also without prompts, see `sit_out`
-        groups = iter(self.engine.generate(prompts, self.sampling, (self.seed + positions[0]) % 2**63))
+        groups = iter(self._generate(prompts, (self.seed + positions[0]) % 2**63))
         return [
             _refused(benchmark, position, prompt)
             if isinstance(prompt, Skipped)
@@ -83,8 +82,13 @@ class Asking:
         ]
 
     def sit_out(self) -> None:
-        """Asks nothing, once: ranks among which weights are spread have to take part in each other's calls."""
-        self.engine.generate([], self.sampling, self.seed)
+        """Asks nothing, once, while other ranks ask."""
+        self._generate([], self.seed)
+
+    def _generate(self, prompts: list[EncodedPrompt], seed: int) -> list[list[Completion]]:
+        # ranks among which weights are spread have to take part in each other's calls
+        asked = prompts or self.engine.is_trainer
+        return self.engine.generate(prompts, self.sampling, seed) if asked else []
 
     def asks_as_before(self, benchmark: Benchmark, earlier: Prediction) -> bool:
         """Whether the model would read the same now; the prompts of a benchmark may have been changed in its code."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,13 +14,13 @@ TIMEOUT = 30.0  # seconds without an answer
 MAX_BYTES = 256 * 1024 * 1024  # of one download; a larger file is no question's picture
 
 
-def read_image(reference: str, directory: Path, image_root: Path | None = None) -> bytes:
+def read_image(reference: str, directories: Sequence[Path], image_root: Path | None = None) -> bytes:
     """The file behind `reference`, as it is encoded there.
 
     Args:
         reference: `http(s)://…`, `data:image/…`, `file://…`, or a path. Relative paths are looked up below `image_root`
-            and then `directory`; an absolute path that does not exist here is looked up below `image_root`.
-        directory: Where the data set lies.
+            and then `directories`; an absolute path that does not exist here is looked up below `image_root`.
+        directories: Where the data set lies.
         image_root: Where its images lie.
 
     Raises:
@@ -28,7 +28,7 @@ def read_image(reference: str, directory: Path, image_root: Path | None = None) 
     """
     if reference.startswith(("http://", "https://", "data:")):
         return _download(reference)
-    tried = list(dict.fromkeys(_candidates(reference, directory, image_root)))
+    tried = list(dict.fromkeys(_candidates(reference, directories, image_root)))
     try:
         for path in tried:
             if path.is_file():
@@ -39,7 +39,7 @@ def read_image(reference: str, directory: Path, image_root: Path | None = None) 
     raise BadSample("image_missing", "no file " + " or ".join(str(path) for path in tried))
 
 
-def _candidates(reference: str, directory: Path, image_root: Path | None) -> Iterator[Path]:
+def _candidates(reference: str, directories: Sequence[Path], image_root: Path | None) -> Iterator[Path]:
     name = reference.removeprefix("file://")
     for path in (Path(name), Path(unquote(name))):
         if path.is_absolute():
@@ -47,7 +47,7 @@ def _candidates(reference: str, directory: Path, image_root: Path | None) -> Ite
         if image_root is not None:
             yield image_root / path.relative_to(path.anchor)
         if not path.is_absolute():
-            yield directory / path
+            yield from (directory / path for directory in directories)
 
 
 def _download(address: str) -> bytes:

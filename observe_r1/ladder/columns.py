@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from observe_r1.ladder.sample import BadSample
@@ -124,6 +125,7 @@ def release_row(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         if isinstance(text, str) and text.lstrip().startswith("["):
             values[name] = _list(name, text)
     rate = values.pop("pass_rate", None)
+    rate = float(rate) if isinstance(rate, Decimal) else rate
     if values.get("difficulty") is None and rate is not None:
         if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate > 1:
             raise BadSample("field_invalid", f"the pass rate is {rate!r:.80}, not a number up to 1")

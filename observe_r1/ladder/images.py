@@ -29,6 +29,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the value of EXIF's Orientation
+_EXIF = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps it, and reads it from
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,12 @@ def upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (*UNREADABLE, TypeError, LookupError):  # damaged EXIF says nothing about the pixels
         turn = None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _EXIF:  # vLLM, or whoever stores it again, would turn it once more
+        turned.info.pop(name, None)
+    return turned
 
 
 @contextmanager

@@ -107,15 +107,14 @@ def import_ladder(
         rows = _progress(islice(read_rows(input), limit), "reading", console)
 
         def sample(row: Row) -> Sample[StoredImage]:
-            beside = row.file.parent
             return sample_of(
                 row.content,
                 row.default_id,
-                input if image_root is None and input.is_dir() else beside,
+                [row.file.parent, *([input] if input.is_dir() else [])],
                 format=format,
                 columns=columns,
                 source=source,
-                image_root=image_root or beside,
+                image_root=image_root,
                 system_prompt=system_prompt,
                 max_image_pixels=max_image_pixels,
             )

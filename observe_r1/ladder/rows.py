@@ -29,7 +29,7 @@ COPIED = ("answer_type", "choices", "precision", "unit", "difficulty", "complexi
 def sample_of(
     row: object,
     default_id: str,
-    directory: Path,
+    directories: Sequence[Path],
     *,
     format: Format = "auto",
     columns: Columns = Columns(),
@@ -43,7 +43,7 @@ def sample_of(
     Args:
         row: The content of a table's row.
         default_id: The sample's id if the row has none.
-        directory: Where the input lies, for relative image paths.
+        directories: Where the input lies, for relative image paths.
         format: Of the row.
         columns: Those that are not as the format has them.
         source: Of rows that name none.
@@ -76,7 +76,7 @@ def sample_of(
         document["difficulty"] = 1 - checked.n_correct / checked.n_rollouts
     images = [
         store_image(
-            reference if isinstance(reference, bytes) else read_image(reference, directory, image_root),
+            reference if isinstance(reference, bytes) else read_image(reference, directories, image_root),
             max_image_pixels,
         )
         for reference in references

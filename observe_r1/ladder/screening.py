@@ -150,7 +150,7 @@ def _encoded(row: Row) -> Iterator[bytes]:
                 yield content
             elif isinstance(item, str) and "image" in name.lower():
                 try:
-                    yield read_image(item, row.file.parent)
+                    yield read_image(item, [row.file.parent])
                 except (BadSample, OSError):
                     continue  # a description or a missing file: words remain to compare
 

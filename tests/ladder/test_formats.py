@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,10 @@ class TestPresets:
     def test_an_unknown_pass_rate_is_no_difficulty(self, tmp_path):
         rows = [{"question": "?a", "answer": "1", "qid": "a", "image": None, "PassRate_7BBase": -1.0}]
         assert imported(write_lines(tmp_path / "rows.jsonl", rows))[0].difficulty is None
+
+    def test_a_pass_rate_of_decimals(self, tmp_path):
+        rows = [{"question": "?a", "answer": "1", "qid": "a", "image": None, "PassRate_7BBase": Decimal("0.25")}]
+        assert imported(write_parquet(tmp_path / "rows.parquet", rows))[0].difficulty == 0.75
 
     def test_mmk12(self, tmp_path, encoded):
         image = {"bytes": encoded("red"), "path": "1.png"}
@@ -218,8 +224,10 @@ class TestFolders:
         for subject in ("algebra", "geometry"):
             (tmp_path / "set" / subject).mkdir(exist_ok=True)
             write_lines(tmp_path / "set" / subject / "rows.jsonl", [row])
-        first, second = (content(prompt) for prompt in imported(tmp_path / "set"))
-        assert [first[:2], second[:2]] == [[RED, BLUE], [(0, 255, 0), BLUE]]
+        for image_root in (None, tmp_path / "elsewhere"):
+            first, second = (content(prompt) for prompt in imported(tmp_path / "set", image_root=image_root))
+            assert [first[:2], second[:2]] == [[RED, BLUE], [(0, 255, 0), BLUE]]
+            shutil.rmtree(tmp_path / "ladder")
 
     def test_an_empty_folder(self, tmp_path):
         (tmp_path / "set").mkdir()

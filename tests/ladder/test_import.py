@@ -266,7 +266,7 @@ class TestSkippedRows:
 
     def test_images_are_not_fetched_for_a_row_that_is_refused_anyway(self, tmp_path):
         with pytest.raises(BadSample, match="gold_unparseable"):
-            sample_of(release_row("file:///no/such.png", answer="\\frac{"), "id", tmp_path)
+            sample_of(release_row("file:///no/such.png", answer="\\frac{"), "id", [tmp_path])
 
 
 class TestPlacesOfImages:
@@ -299,7 +299,7 @@ class TestPlacesOfImages:
         for name, color in colors.items():
             (tmp_path / name).write_bytes(encoded(color, mode="L"))
         messages = [{"role": "user", "content": content} for content in (first, second)]
-        sample = sample_of({"messages": messages, "images": column, "answer": "1"}, "id", tmp_path)
+        sample = sample_of({"messages": messages, "images": column, "answer": "1"}, "id", [tmp_path])
         named = {encoded(color, mode="L"): name for name, color in colors.items()}
         names = [named[image.data] for image in sample.images]
         found = [
@@ -334,14 +334,14 @@ class TestAddresses:
         for directory in (beside, root):
             (directory / "images").mkdir(parents=True)
             (directory / "images" / "x y.png").write_bytes(directory.name.encode())
-        look_up = partial(read_image, directory=beside)
+        look_up = partial(read_image, directories=[tmp_path / "nowhere", beside])
         assert look_up("images/x y.png") == b"data"
         assert look_up("file://images/x y.png") == b"data"
         assert look_up(f"file://{quote(str(beside))}/images/x%20y.png") == b"data"
         assert look_up("images/x y.png", image_root=root) == b"root"
         assert look_up("file:///images/x y.png", image_root=root) == b"root"
         assert look_up(str(beside / "images/x y.png"), image_root=root) == b"data"
-        with pytest.raises(BadSample, match=r"no file .*root/z\.png or .*data/z\.png"):
+        with pytest.raises(BadSample, match=r"no file .*root/z\.png or .*nowhere/z\.png or .*data/z\.png"):
             look_up("z.png", image_root=root)
 
     @pytest.fixture
@@ -361,12 +361,12 @@ class TestAddresses:
 
     def test_download(self, tmp_path, server, picture, monkeypatch):
         address = f"{server}/{quote(picture.name)}"
-        assert read_image(address, tmp_path) == picture.read_bytes()
+        assert read_image(address, [tmp_path]) == picture.read_bytes()
         with pytest.raises(BadSample, match=r"image_missing.*404"):
-            read_image(f"{server}/no.png", tmp_path)
+            read_image(f"{server}/no.png", [tmp_path])
         monkeypatch.setattr(addresses, "MAX_BYTES", 10)
         with pytest.raises(BadSample, match="image_too_large"):
-            read_image(address, tmp_path)
+            read_image(address, [tmp_path])
 
 
 @pytest.mark.parametrize("size", [0, 3])

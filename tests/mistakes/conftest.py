@@ -60,7 +60,7 @@ def told(
         if not mistake.on_its_own:
             ladder = [] if mistake.name == "no ladder" else [f"--data.ladder={tiny_ladder}"]
             arguments = [mistake.command, *SHORT, *ladder, *arguments]
-        code, output = commands(tmp_path, shlex.join(["observe-r1", *arguments]), **mistake.environment)
+        code, output = commands(tmp_path, shlex.join(["observe-r1", *arguments]))
         error = output[max(output.rfind("\nobserve-r1"), 0) :]  # the start panel may stand before it
         assert "observe-r1" in error, output
         for words in mistake.expected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -33,7 +33,6 @@ class Mistake:
     prepare: Prepare = lambda world: None
     command: str = "fit"
     code: int = 1
-    environment: dict[str, str] = field(default_factory=dict)
     on_its_own: bool = False  # the arguments are all there are
     absent: str = ""  # a package without which it is a mistake
 

@@ -68,14 +68,12 @@ MISTAKES = [
         "hub",
         ("--model.policy.pretrained=Qwen/Qwen2.5-VL-3B-Instruct",),
         ("'Qwen/Qwen2.5-VL-3B-Instruct'", "hub cannot be reached", "--local-dir"),
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
     Mistake(
         "benchmark",
         ("--config=evaluation/mathvista_mmmu.yaml",),
         ("AI4Math/MathVista", "download its parquet files"),
         command="validate",
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
     Mistake("run directory", (), ("runs", "is a file", "save_dir"), file("runs", "")),
     Mistake(

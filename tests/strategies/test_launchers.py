@@ -118,6 +118,18 @@ def test_parts_of_checkpoints_on_disks_of_their_own_are_refused(tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_one_node_alone_finds_is_refused(tmp_path: Path, tiny_ladder: Path) -> None:
+    fit = (*BASE, *SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["ddp"], *TWO_NODES, "--ckpt_path=last")
+    (tmp_path / "one" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "one" / "checkpoints" / "last.ckpt").touch()
+    port = free_port()
+    commands = [torchrun(node, port, "-m", "observe_r1", *fit) for node in (0, 1)]
+    for output in run_both([tmp_path / "one", tmp_path / "other"], commands):
+        assert "ckpt_path is not the same for all ranks: " in output, output[-4000:]
+        assert "one/checkpoints/last.ckpt, None. Keep checkpoints on a disk" in output
+
+
+@pytest.mark.slow
 def test_tasks_of_slurm_end_at_a_signal_and_continue_exactly(launched: Run, tmp_path: Path, tiny_ladder: Path) -> None:
     """The signal reaches one task, in the middle of an optimizer step; the job is queued again and picks up `last`."""
     fit = (*BASE, *SAVING, f"--data.ladder={tiny_ladder}", *STRATEGIES["ddp"], *TWO_NODES, "--ckpt_path=last")
