@@ -236,9 +236,7 @@ class RolloutCollector:
     ) -> list[PromptGroup]:
         """Completions of the prompts, scored."""
         with clock.measure("generate"):
-            # the model itself may have to run on all ranks, also on those without a prompt
-            asked = prompts or self.engine.is_trainer
-            completions = self.engine.generate(prompts, sampling, seed) if asked else []
+            completions = self.engine.take_part(prompts, sampling, seed)
         return self._score(prompts, completions, clock)
 
     def close(self) -> None:

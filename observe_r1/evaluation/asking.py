@@ -73,7 +73,7 @@ class Asking:
             self.sit_out()
             raise
         prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
-        groups = iter(self._generate(prompts, (self.seed + positions[0]) % 2**63))
+        groups = iter(self.engine.take_part(prompts, self.sampling, (self.seed + positions[0]) % 2**63))
         return [
             _refused(benchmark, position, prompt)
             if isinstance(prompt, Skipped)
@@ -83,12 +83,7 @@ class Asking:
 
     def sit_out(self) -> None:
         """Asks nothing, once, while other ranks ask."""
-        self._generate([], self.seed)
-
-    def _generate(self, prompts: list[EncodedPrompt], seed: int) -> list[list[Completion]]:
-        # ranks among which weights are spread have to take part in each other's calls
-        asked = prompts or self.engine.is_trainer
-        return self.engine.generate(prompts, self.sampling, seed) if asked else []
+        self.engine.take_part([], self.sampling, self.seed)
 
     def asks_as_before(self, benchmark: Benchmark, earlier: Prediction) -> bool:
         """Whether the model would read the same now; the prompts of a benchmark may have been changed in its code."""

@@ -78,6 +78,15 @@ class RolloutEngine(ABC):
         Equal arguments and weights give equal completions.
         """
 
+    def take_part(
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int
+    ) -> list[list[Completion]]:
+        """`generate` on one of several ranks, which may have no prompts while the others have some.
+
+        The model itself may have to run on all ranks; an engine with weights of its own is not asked for nothing.
+        """
+        return self.generate(prompts, sampling, seed) if prompts or self.is_trainer else []
+
     def begin(self, prompts: Sequence[EncodedPrompt], sampling: SamplingOptions, seed: int) -> Future[Sampled]:
         """`generate`, while the caller goes on if the engine can do that; with the weights it has now."""
         sampled: Future[Sampled] = Future()

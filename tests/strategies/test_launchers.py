@@ -6,14 +6,11 @@ Runs what docs/multi_node.md describes, as far as one machine can.
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,11 @@ import torch
 
 from observe_r1.callbacks.cluster.preemption import EXIT_CODE
 
+from ..ports import free_port
 from .conftest import BASE, STRATEGIES, Run, run_steps
 from .test_checkpoints import SAVING, same_weights
 
 TWO_NODES = ("--trainer.devices=1", "--trainer.num_nodes=2")
-
-
-def free_port() -> int:
-    """Not one of those that the system gives to whoever asks for any: it has to be free when both are ready."""
-    while True:
-        port = random.randrange(15_000, 30_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def run_both(

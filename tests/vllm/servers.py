@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import requests
 
+from ..ports import free_port
+
 KEY = "a secret of the tests"
-
-
-def free_port() -> int:
-    """None of those that systems give to connections, one of which might have it by the time the server listens."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 30_000)
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
 
 
 class Server:
